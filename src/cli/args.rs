@@ -1,0 +1,225 @@
+//! Arguments that several verbs share, and what they do.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::Call;
+use super::output::PullProgress;
+use crate::container::Change;
+use crate::error::{Kind, Result};
+use crate::fail;
+use crate::image::{Reference, Transport};
+use crate::pull::{self, Pulled};
+use crate::store::Store;
+use crate::template::variables::parse_setting;
+use crate::transaction::{Host, Plan, Step};
+use crate::transport::{Access, Credentials};
+
+/// Exit code of a dry run that found something to do.
+const WOULD_CHANGE: u8 = 3;
+
+/// How to reach a registry.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SourceArgs {
+    /// User name and password for the registry
+    #[arg(long, visible_alias = "src-creds", value_name = "USER[:PASSWORD]")]
+    creds: Option<Credentials>,
+    /// Credentials file (see containers-auth.json(5))
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// Whether to verify the registry's certificate; false also allows plain HTTP
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    tls_verify: Option<bool>,
+    /// Accepted for scripts written for the original; only "ostree" exists
+    #[arg(long, value_name = "STORAGE", hide = true)]
+    storage: Option<String>,
+}
+
+impl SourceArgs {
+    fn access(&self) -> Access {
+        Access {
+            credentials: self.creds.clone(),
+            authfile: self.authfile.clone(),
+            tls_verify: self.tls_verify,
+        }
+    }
+
+    /// Read what a person typed as an image. What `--tls-verify=false` says becomes part of the
+    /// reference, so that a later update goes the same way.
+    pub fn reference(&self, text: &str) -> Result<Reference> {
+        if let Some(storage) = &self.storage
+            && storage != "ostree"
+        {
+            fail!(
+                Kind::Usage,
+                "The storage backend '{storage}' is not available.  Try with an alternate storage with --storage if available."
+            );
+        }
+        let mut reference: Reference = text.parse()?;
+        if let Transport::Registry { insecure } = &mut reference.transport
+            && self.tls_verify == Some(false)
+        {
+            *insecure = true;
+        }
+        Ok(reference)
+    }
+
+    /// Pull with progress on stderr.
+    pub fn pull(&self, call: &mut Call<'_>, store: &Store, reference: &Reference) -> Result<Pulled> {
+        if reference.is_unqualified() {
+            let name = reference.name.as_ref().map(ToString::to_string).unwrap_or_default();
+            call.out.note(format!("The image `{name}` is not fully qualified."));
+        }
+        let mut progress = PullProgress::new();
+        let pulled = pull::pull(call.config, store, reference, &self.access(), &mut progress)?;
+        if pulled.skipped > 0 {
+            call.out.note(format!(
+                "{} entries of the image cannot be stored (device nodes, fifos, names that are not UTF-8) and were left out",
+                pulled.skipped
+            ));
+        }
+        Ok(pulled)
+    }
+
+    /// Make sure that an image is in the store, and return the name it has there.
+    pub fn ensure(&self, call: &mut Call<'_>, store: &Store, reference: &Reference) -> Result<String> {
+        if let Some(name) = &reference.name
+            && let Some(image) = store.image(&name.to_string())?
+            && image
+                .manifest
+                .as_ref()
+                .is_none_or(|manifest| store.layer_commits(manifest).is_ok())
+        {
+            return Ok(image.name);
+        }
+        Ok(self.pull(call, store, reference)?.name.to_string())
+    }
+}
+
+/// Template variables.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SetArgs {
+    /// Set a variable of the image's templates; kept across updates
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    set: Vec<String>,
+}
+
+impl SetArgs {
+    /// The variables.
+    pub fn values(&self) -> Result<BTreeMap<String, String>> {
+        self.set.iter().map(|text| parse_setting(text)).collect()
+    }
+}
+
+/// Show a change instead of making it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ChangeArgs {
+    /// Print what would be done and do nothing; exit 3 if there is something to do
+    #[arg(long)]
+    dry_run: bool,
+    /// The same, but exit 0
+    #[arg(long, conflicts_with = "dry_run")]
+    display: bool,
+    /// Print the plan as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl ChangeArgs {
+    /// True if nothing may be changed.
+    pub fn is_dry(&self) -> bool {
+        self.dry_run || self.display
+    }
+
+    /// Show a computed change, or apply it.
+    pub fn show_or_apply(&self, call: &mut Call<'_>, host: &Host<'_>, change: &Change) -> Result<ExitCode> {
+        for note in &change.notes {
+            call.out.note(note);
+        }
+        if self.is_dry() {
+            return self.show(call, &change.plan);
+        }
+        for step in &change.plan.stage {
+            if let Step::Deploy { slot, commit: Some(_), .. } = step {
+                let paths = crate::deployment::Paths::new(call.config, &change.plan.name);
+                call.out.line(format!("Extracting to {}", paths.slot(*slot)))?;
+            }
+        }
+        change.apply(host)?;
+        if self.json {
+            call.out.json(&as_json(&change.plan))?;
+        } else {
+            for step in &change.plan.prove {
+                call.out.line(step.to_string())?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Say that there is nothing to do.
+    pub fn nothing(&self, call: &mut Call<'_>, why: &str) -> Result<ExitCode> {
+        if self.json {
+            call.out.json(&json!({"version": 1, "changes": false, "reason": why}))?;
+        } else {
+            call.out.line(why)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Say that an image would have to be pulled before more can be told.
+    pub fn would_pull(&self, call: &mut Call<'_>, reference: &Reference) -> Result<ExitCode> {
+        if self.json {
+            call.out.json(&json!({"version": 1, "changes": true, "pull": reference.to_string()}))?;
+        } else {
+            call.out.line(format!(
+                "pull {reference}, which is not in the store; more can be told after \"atomic-rs pull {reference}\""
+            ))?;
+        }
+        Ok(self.exit_code())
+    }
+
+    fn show(&self, call: &mut Call<'_>, plan: &Plan) -> Result<ExitCode> {
+        if self.json {
+            call.out.json(&as_json(plan))?;
+        } else {
+            for step in plan.steps() {
+                call.out.line(step.to_string())?;
+            }
+        }
+        Ok(self.exit_code())
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        if self.dry_run {
+            ExitCode::from(WOULD_CHANGE)
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// A plan without its texts: they hold `--set` values.
+fn as_json(plan: &Plan) -> serde_json::Value {
+    let texts = |steps: &[Step]| steps.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "version": 1,
+        "changes": true,
+        "verb": plan.verb,
+        "name": plan.name,
+        "from": plan.from,
+        "to": plan.to,
+        "was_active": plan.was_active,
+        "was_enabled": plan.was_enabled,
+        "steps": {
+            "stage": texts(&plan.stage),
+            "stop": texts(&plan.stop),
+            "switch": texts(&plan.switch),
+            "prove": texts(&plan.prove),
+            "close": texts(&plan.close),
+        },
+    })
+}

@@ -1,0 +1,46 @@
+use std::process::ExitCode;
+
+use super::{Call, require_root};
+use crate::container;
+use crate::deployment::{ContainerName, Paths};
+use crate::error::Result;
+use crate::fail;
+use crate::store::Store;
+
+/// Print all that is known about a container or an image, as JSON
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// Container, image, or the beginning of an image id
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+impl Inspect {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        require_root()?;
+        if let Ok(name) = self.name.parse::<ContainerName>()
+            && Paths::new(call.config, &name).current()?.is_some()
+        {
+            let value = container::inspect::container(call.config, &name)?;
+            call.out.json(&value)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let Some(store) = Store::open_existing(call.config)? else {
+            fail!(
+                crate::error::Kind::NotFound,
+                "there is no container and no image \"{}\"",
+                self.name
+            );
+        };
+        let image = store.find_one(&self.name).map_err(|error| match error.kind() {
+            crate::error::Kind::NotFound => crate::error::Error::new(
+                error.kind(),
+                format!("there is no container and no image \"{}\"", self.name),
+            ),
+            _ => error,
+        })?;
+        let value = container::inspect::image(&store, &image)?;
+        call.out.json(&value)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

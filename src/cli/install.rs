@@ -1,0 +1,208 @@
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+use clap::ValueEnum;
+
+use super::args::{ChangeArgs, SetArgs, SourceArgs};
+use super::{Call, require_root};
+use crate::container::{self, Outcome, remote_rootfs};
+use crate::deployment::{ContainerName, Paths};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+use crate::runtime::Runtime;
+use crate::runtime::spec::{self, RunOptions, Writable};
+use crate::store::Store;
+use crate::transaction::Host;
+
+/// Install an image as a systemd service: enabled, not started
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Everything after IMAGE is the command to run in place of the image's own.")]
+pub struct Install {
+    /// Install as a service of the system (the default for root)
+    #[arg(long)]
+    system: bool,
+    /// With a value: run as this user of the image, in place of the image's own
+    #[arg(long, value_name = "USER[:GROUP]", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    user: Option<String>,
+    /// Name of the container [default: from the image]
+    #[arg(short, long)]
+    name: Option<String>,
+    #[command(flatten)]
+    set: SetArgs,
+    /// Use the root file system of this directory in place of a checkout
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<Utf8PathBuf>,
+    /// OCI runtime [default: runc, or crun where there is no runc]
+    #[arg(long, value_name = "PATH")]
+    runtime: Option<String>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// The image to install
+    #[arg(required = true, value_name = "IMAGE [COMMAND]", trailing_var_arg = true, allow_hyphen_values = true)]
+    image: Vec<String>,
+}
+
+/// How to run a container whose image brings no config.json of its own.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Options for images without their own config.json")]
+struct RunArgs {
+    /// Set an environment variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Read environment variables from a file of NAME=VALUE lines
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<Utf8PathBuf>,
+    /// Mount a host path in the container
+    #[arg(long, value_name = "SRC:DST[:ro]")]
+    volume: Vec<String>,
+    /// Run this in place of the image's entrypoint: a program, or a JSON array of words
+    #[arg(long, value_name = "COMMAND")]
+    entrypoint: Option<String>,
+    /// Add a capability to the default set
+    #[arg(long, value_name = "CAP")]
+    cap_add: Vec<String>,
+    /// Take a capability from the default set
+    #[arg(long, value_name = "CAP")]
+    cap_drop: Vec<String>,
+    /// Seconds between the stop signal and SIGKILL [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u32>,
+    /// What becomes of writes below /etc, /var, /usr/local, /opt, /srv, /home and /root
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = WritableArg::Ephemeral)]
+    writable: WritableArg,
+    /// Refuse writes everywhere but /tmp, /run and volumes
+    #[arg(long, conflicts_with = "writable")]
+    read_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum WritableArg {
+    /// Lost when the container stops
+    #[default]
+    Ephemeral,
+    /// Kept in /var/lib/NAME
+    Persist,
+}
+
+impl Install {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let Some((image, command)) = self.image.split_first() else {
+            fail!(Kind::Usage, "an image is missing");
+        };
+        if self.user.as_deref() == Some("") {
+            fail!(
+                Kind::Usage,
+                "user containers are not supported by this version: --user needs a value, --user=NAME[:GROUP]"
+            );
+        }
+        let values = self.set.values()?;
+        let mut options = self.run.options(command)?;
+        options.user = self.user.clone();
+        let reference = self.source.reference(image)?;
+        let remote = self.rootfs.as_deref().map(remote_rootfs).transpose()?;
+        let name: ContainerName = match &self.name {
+            Some(name) => name.parse()?,
+            None => reference.fallback_name()?.default_container_name().parse()?,
+        };
+        require_root()?;
+        // Known without the image, so said before anything is pulled.
+        Runtime::find(self.runtime.as_deref().or(call.config.runtime.as_deref()))?;
+        if Paths::new(call.config, &name).current()?.is_some() {
+            return self.change.nothing(call, &format!("{name} already present"));
+        }
+        let host = Host::new(call.config);
+        host.manager()?;
+        let store = Store::open(call.config)?;
+        let stored = if self.change.is_dry() {
+            let known = match &reference.name {
+                Some(name) => store.image(&name.to_string())?,
+                None => None,
+            };
+            match known {
+                Some(image) => image.name,
+                None => return self.change.would_pull(call, &reference),
+            }
+        } else {
+            self.source.ensure(call, &store, &reference)?
+        };
+        drop(store);
+        let request = container::Install {
+            name,
+            image: stored,
+            reference,
+            values,
+            options,
+            runtime: self.runtime.clone(),
+            remote,
+        };
+        match container::install(&host, &request)? {
+            Outcome::Nothing(why) => self.change.nothing(call, &why),
+            Outcome::Change(change) => self.change.show_or_apply(call, &host, &change),
+        }
+    }
+}
+
+impl RunArgs {
+    fn options(&self, command: &[String]) -> Result<RunOptions> {
+        let mut env = Vec::new();
+        for file in &self.env_file {
+            let text =
+                std::fs::read_to_string(file).context(|| format!("cannot read {file}"))?;
+            for line in text.lines().map(str::trim) {
+                if !line.is_empty() && !line.starts_with('#') {
+                    env.extend(variable(line)?);
+                }
+            }
+        }
+        for text in &self.env {
+            env.extend(variable(text)?);
+        }
+        // Said now rather than when the container is there already.
+        crate::runtime::capabilities::with_changes(&self.cap_add, &self.cap_drop)?;
+        let entrypoint = match self.entrypoint.as_deref() {
+            None => None,
+            Some("") => Some(Vec::new()),
+            Some(text) if text.starts_with('[') => Some(
+                serde_json::from_str(text)
+                    .kind(Kind::Usage, || "--entrypoint is not a JSON array of words".into())?,
+            ),
+            Some(program) => Some(vec![program.to_owned()]),
+        };
+        Ok(RunOptions {
+            env,
+            volumes: self
+                .volume
+                .iter()
+                .map(|text| spec::parse_volume(text))
+                .collect::<Result<_>>()?,
+            entrypoint,
+            command: command.to_vec(),
+            user: None,
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            stop_timeout: self.stop_timeout,
+            writable: match (self.read_only, self.writable) {
+                (true, _) => Writable::No,
+                (false, WritableArg::Ephemeral) => Writable::Ephemeral,
+                (false, WritableArg::Persist) => Writable::Persist,
+            },
+        })
+    }
+}
+
+/// `NAME=VALUE`, or `NAME` with the value it has here; nothing if it has none.
+fn variable(text: &str) -> Result<Option<String>> {
+    let name = text.split('=').next().unwrap_or_default();
+    if name.is_empty() || name.contains(char::is_whitespace) || text.contains('\0') {
+        fail!(Kind::Usage, "\"{text}\" is not an environment variable: expected NAME[=VALUE]");
+    }
+    Ok(if text.contains('=') {
+        Some(text.to_owned())
+    } else {
+        std::env::var(name).ok().map(|value| format!("{name}={value}"))
+    })
+}

@@ -1,0 +1,202 @@
+//! Words in, words out. A verb is arguments, one call into the library, and print.
+
+mod args;
+mod completion;
+mod containers;
+mod images;
+mod inspect;
+mod install;
+mod output;
+mod pull;
+mod recover;
+mod rollback;
+mod run;
+mod uninstall;
+mod update;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+
+pub use output::Output;
+
+/// OCI images as systemd services, without a container engine.
+///
+/// An image is pulled into an OSTree store, checked out as hard links, and handed to systemd as an
+/// ordinary unit that runs it under runc or crun. Updates switch between two deployments and return
+/// to the old one if the new one does not start.
+#[derive(Debug, Parser)]
+#[command(name = "atomic-rs", disable_version_flag = true, arg_required_else_help = true)]
+struct Cli {
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::SetTrue)]
+    version: bool,
+    /// Say on stderr what is decided and run
+    #[arg(long, global = true)]
+    debug: bool,
+    /// Do not ask for confirmation
+    #[arg(short = 'y', long, global = true)]
+    assumeyes: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Pull(pull::Pull),
+    Install(install::Install),
+    Update(update::Update),
+    Rollback(rollback::Rollback),
+    Uninstall(uninstall::Uninstall),
+    Run(run::Run),
+    Stop(run::Stop),
+    Containers(containers::Containers),
+    Images(images::Images),
+    Inspect(inspect::Inspect),
+    Recover(recover::Recover),
+    Completion(completion::Completion),
+}
+
+/// What every verb gets.
+struct Call<'a> {
+    config: &'a Config,
+    out: &'a mut Output,
+    assumeyes: bool,
+}
+
+/// The definition of the command line, for manuals and completions.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+/// Run the program with these words.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let cli = match Cli::command().try_get_matches_from(words) {
+        Ok(matches) => match Cli::from_arg_matches(&matches) {
+            Ok(cli) => cli,
+            Err(error) => return usage(&error),
+        },
+        Err(error) => return usage(&error),
+    };
+    if cli.version {
+        println!("atomic-rs {}", crate::VERSION);
+        return ExitCode::SUCCESS;
+    }
+    set_up_logging(cli.debug);
+    let Some(verb) = cli.verb else {
+        eprintln!("atomic-rs: a command is missing\nTry 'atomic-rs --help' for more information.");
+        return ExitCode::from(2);
+    };
+    let word = verb.word();
+    match run(verb, cli.assumeyes) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            if !rustix::process::geteuid().is_root() && error.kind() != Kind::Usage {
+                eprintln!("Some operations for '{word}' require root access.");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
+    // The only verb that needs nothing of the host.
+    if let Verb::Completion(verb) = verb {
+        return verb.run();
+    }
+    let config = Config::system()?;
+    let mut out = Output::default();
+    let mut call = Call {
+        config: &config,
+        out: &mut out,
+        assumeyes,
+    };
+    match verb {
+        Verb::Pull(verb) => verb.run(&mut call),
+        Verb::Install(verb) => verb.run(&mut call),
+        Verb::Update(verb) => verb.run(&mut call, true),
+        Verb::Rollback(verb) => verb.run(&mut call),
+        Verb::Uninstall(verb) => verb.run(&mut call),
+        Verb::Run(verb) => verb.run(&mut call),
+        Verb::Stop(verb) => verb.run(&mut call),
+        Verb::Containers(verb) => verb.run(&mut call),
+        Verb::Images(verb) => verb.run(&mut call),
+        Verb::Inspect(verb) => verb.run(&mut call),
+        Verb::Recover(verb) => verb.run(&mut call),
+        Verb::Completion(verb) => verb.run(),
+    }
+}
+
+impl Verb {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Pull(_) => "pull",
+            Self::Install(_) => "install",
+            Self::Update(_) => "update",
+            Self::Rollback(_) => "rollback",
+            Self::Uninstall(_) => "uninstall",
+            Self::Run(_) => "run",
+            Self::Stop(_) => "stop",
+            Self::Containers(_) => "containers",
+            Self::Images(_) => "images",
+            Self::Inspect(_) => "inspect",
+            Self::Recover(_) => "recover",
+            Self::Completion(_) => "completion",
+        }
+    }
+}
+
+/// Only root may change the system's containers.
+fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Permission, "Only root can use --system"))
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{error}");
+        return ExitCode::from(2);
+    }
+    let text = error.to_string();
+    // clap explains at length; scripts of the original expect two lines.
+    let message: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let message = message.join(" ");
+    eprintln!(
+        "atomic-rs: {}\nTry 'atomic-rs --help' for more information.",
+        message.strip_prefix("error: ").unwrap_or(&message)
+    );
+    ExitCode::from(2)
+}
+
+fn set_up_logging(debug: bool) {
+    let level = if debug { "atomic_rs=debug" } else { "atomic_rs=warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ATOMIC_RS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}

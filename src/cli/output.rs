@@ -1,0 +1,140 @@
+//! Results on stdout, everything else on stderr; tables, confirmation, progress.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::image::Digest;
+use crate::pull::Progress;
+
+/// Where words go.
+#[derive(Debug, Default)]
+pub struct Output {}
+
+impl Output {
+    /// One line of result.
+    pub fn line(&mut self, text: impl AsRef<str>) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", text.as_ref()).map_err(closed)
+    }
+
+    /// A JSON document.
+    pub fn json(&mut self, value: &Value) -> Result<()> {
+        self.line(serde_json::to_string_pretty(value).unwrap_or_default())
+    }
+
+    /// A remark, on stderr.
+    pub fn note(&mut self, text: impl AsRef<str>) {
+        eprintln!("{}", text.as_ref());
+    }
+
+    /// A table: columns of a heading and a width; cells are cut to it unless `whole`, where the
+    /// longest decides.
+    pub fn table(
+        &mut self,
+        columns: &[(&str, usize)],
+        rows: &[Vec<String>],
+        heading: bool,
+        whole: bool,
+        indent: usize,
+    ) -> Result<()> {
+        let width = |index: usize| {
+            let (title, width) = columns[index];
+            let longest = if whole {
+                rows.iter().map(|row| row[index].chars().count()).max()
+            } else {
+                None
+            };
+            width.max(longest.unwrap_or(0)).max(title.len())
+        };
+        let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+        let print = |out: &mut Self, cells: &mut dyn Iterator<Item = &str>| {
+            let mut text = " ".repeat(indent);
+            for (cell, width) in cells.zip(&widths) {
+                let cut: String = cell.chars().take(*width).collect();
+                let padding = width - cut.chars().count();
+                text.push_str(&cut);
+                text.push_str(&" ".repeat(padding + 1));
+            }
+            out.line(text.trim_end())
+        };
+        if heading {
+            print(self, &mut columns.iter().map(|(title, _)| *title))?;
+        }
+        for row in rows {
+            print(self, &mut row.iter().map(String::as_str))?;
+        }
+        Ok(())
+    }
+
+    /// Ask; anything but yes is a refusal.
+    pub fn confirm(&mut self, refusal: &str) -> Result<()> {
+        print!("Confirm (y/N) ");
+        std::io::stdout().flush().map_err(closed)?;
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).map_err(closed)?;
+        if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Refused, refusal))
+    }
+}
+
+/// A reader that closed its end (`| head`) wants no more.
+#[allow(clippy::needless_pass_by_value)]
+fn closed(error: std::io::Error) -> Error {
+    Error::new(Kind::Failed, format!("cannot write the output: {error}"))
+}
+
+/// Progress of a pull on stderr: a bar on a terminal, a line per layer elsewhere.
+pub struct PullProgress {
+    bar: ProgressBar,
+    terminal: bool,
+}
+
+impl PullProgress {
+    /// A display that shows nothing yet.
+    pub fn new() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+}
+
+impl Progress for PullProgress {
+    fn begin(&mut self, layers: usize, present: usize, bytes: u64) {
+        if self.terminal && layers > 0 {
+            let style = ProgressStyle::with_template(
+                "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            )
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
+                .with_style(style)
+                .with_message(format!("{layers} layers"));
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        } else {
+            tracing::debug!(layers, present, bytes, "pull");
+        }
+    }
+
+    fn layer(&mut self, digest: Digest, _: u64) {
+        let hex = digest.hex();
+        if self.terminal {
+            self.bar.set_message(format!("layer {}", &hex[..12]));
+        } else {
+            eprintln!("Pulling layer {hex}");
+        }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn end(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

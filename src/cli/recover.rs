@@ -1,0 +1,51 @@
+use std::process::ExitCode;
+
+use super::{Call, require_root};
+use crate::container;
+use crate::deployment::ContainerName;
+use crate::error::Result;
+use crate::transaction::{Applied, Host};
+
+/// Bring changes that were interrupted to an end: completed if they were past the switch, undone
+/// otherwise
+#[derive(Debug, clap::Args)]
+pub struct Recover {
+    /// Change files only, while systemd is not up yet
+    #[arg(long)]
+    offline: bool,
+    /// Only this container
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl Recover {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let only = self
+            .name
+            .as_deref()
+            .map(str::parse::<ContainerName>)
+            .transpose()?;
+        require_root()?;
+        let host = if self.offline {
+            Host::offline(call.config)
+        } else {
+            Host::new(call.config)
+        };
+        let mut code = ExitCode::SUCCESS;
+        for (name, result) in container::recover_all(&host, only.as_ref())? {
+            match result {
+                Ok((verb, Applied::Forward)) => {
+                    call.out.line(format!("the interrupted {verb} of {name} was completed"))?;
+                }
+                Ok((verb, Applied::Back)) => {
+                    call.out.line(format!("the interrupted {verb} of {name} was undone"))?;
+                }
+                Err(error) => {
+                    call.out.note(format!("{name}: {error}"));
+                    code = ExitCode::FAILURE;
+                }
+            }
+        }
+        Ok(code)
+    }
+}

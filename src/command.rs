@@ -1,0 +1,178 @@
+//! Child processes: one way to start them, log them and report how they failed.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::{fail, safefs};
+
+/// How much of a failed child's stderr goes into the error.
+const STDERR_TAIL_BYTES: usize = 2048;
+
+/// A child process to be: it dies with us, reads nothing, and its stderr is kept for the error.
+#[derive(Debug)]
+pub struct Child {
+    command: Command,
+    line: String,
+    input: Vec<u8>,
+}
+
+/// What a finished child left.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its stdout.
+    pub stdout: Vec<u8>,
+    /// The end of its stderr, trimmed.
+    pub stderr: String,
+}
+
+impl Child {
+    /// A child that runs `program`, found in PATH unless it is a path.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        let program = program.as_ref();
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null());
+        safefs::die_with_parent(&mut command);
+        Self {
+            command,
+            line: program.to_string_lossy().into_owned(),
+            input: Vec::new(),
+        }
+    }
+
+    /// One argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.line.push(' ');
+        self.line.push_str(&arg.as_ref().to_string_lossy());
+        self.command.arg(arg);
+        self
+    }
+
+    /// One argument that must not be logged.
+    #[must_use]
+    pub fn secret_arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.line.push_str(" ***");
+        self.command.arg(arg);
+        self
+    }
+
+    /// Several arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
+    /// What it reads on stdin; at most a pipe's worth (64 KiB), so that nobody waits for anybody.
+    #[must_use]
+    pub fn input(mut self, bytes: &[u8]) -> Self {
+        self.input = bytes.to_vec();
+        self
+    }
+
+    /// Run it to its end, whatever that is.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if the program is not installed.
+    pub fn output(mut self) -> Result<Finished> {
+        tracing::debug!(command = %self.line, "run");
+        let input = self.command_input()?;
+        let output = self.command.stdin(input).output().map_err(|error| {
+            let program = self.command.get_program().to_string_lossy();
+            match error.kind() {
+                std::io::ErrorKind::NotFound => Error::new(
+                    Kind::NotFound,
+                    format!("the program \"{program}\" is not installed"),
+                ),
+                _ => Error::new(Kind::Failed, format!("cannot run \"{program}\": {error}")),
+            }
+        })?;
+        let tail = output.stderr.len().saturating_sub(STDERR_TAIL_BYTES);
+        Ok(Finished {
+            status: output.status,
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr[tail..])
+                .trim()
+                .to_owned(),
+        })
+    }
+
+    fn command_input(&self) -> Result<Stdio> {
+        if self.input.is_empty() {
+            return Ok(Stdio::null());
+        }
+        let piped = || -> std::io::Result<Stdio> {
+            let (reader, mut writer) = std::io::pipe()?;
+            writer.write_all(&self.input)?;
+            Ok(reader.into())
+        };
+        piped().context(|| format!("cannot pass input to \"{}\"", self.line))
+    }
+
+    /// Run it and return its stdout; a status other than zero is an error with its stderr.
+    pub fn run(self) -> Result<Vec<u8>> {
+        let line = self.line.clone();
+        let finished = self.output()?;
+        if !finished.status.success() {
+            fail!(
+                Kind::Failed,
+                "\"{line}\" failed ({}): {}",
+                finished.status,
+                finished.stderr
+            );
+        }
+        Ok(finished.stdout)
+    }
+
+    /// Run it on our own stdin, stdout and stderr.
+    pub fn status(mut self) -> Result<ExitStatus> {
+        tracing::debug!(command = %self.line, "run");
+        self.command
+            .stdin(Stdio::inherit())
+            .status()
+            .map_err(|error| Error::new(Kind::Failed, format!("cannot run \"{}\": {error}", self.line)))
+    }
+}
+
+/// The full path of `program`: itself if it is a path to an executable file, else searched in PATH.
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(executable);
+    }
+    let path = std::env::var_os("PATH")
+        .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_child_is_reported_with_its_stderr() {
+        let error = Child::new("sh")
+            .args(["-c", "echo no such thing >&2; exit 3"])
+            .run()
+            .unwrap_err();
+        assert!(error.to_string().contains("no such thing"), "{error}");
+        let missing = Child::new("no-such-program").run().unwrap_err();
+        assert_eq!(missing.kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn programs_are_found_in_path_or_by_path() {
+        let sh = find_program("sh").unwrap();
+        assert_eq!(find_program(sh.to_str().unwrap()), Some(sh));
+        assert_eq!(find_program("no-such-program"), None);
+        assert_eq!(find_program("/etc/passwd"), None);
+    }
+}

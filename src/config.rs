@@ -1,0 +1,134 @@
+//! Where things are: defaults < configuration file < environment < flags, as one value passed down.
+//!
+//! The configuration file is `/etc/atomic-rs.toml` (or `ATOMIC_RS_CONFIG`):
+//!
+//! ```toml
+//! ostree_repository = "/ostree/repo"
+//! checkout_path = "/var/lib/containers/atomic"
+//! runtime = "/usr/bin/crun"
+//! stop_timeout = 10
+//! ```
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+
+/// Everything that depends on the host rather than on the call.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the checkouts are; "C" in the documentation.
+    pub checkouts: Utf8PathBuf,
+    /// The repository, if it was configured; else see [`crate::store::Store::open`].
+    pub repository: Option<Utf8PathBuf>,
+    /// The configured OCI runtime.
+    pub runtime: Option<String>,
+    /// The skopeo to run.
+    pub skopeo: String,
+    /// Where unit files go.
+    pub units: Utf8PathBuf,
+    /// Where tmpfiles.d files go.
+    pub tmpfiles: Utf8PathBuf,
+    /// The value of `$RUN_DIRECTORY`.
+    pub run_directory: Utf8PathBuf,
+    /// The value of `$STATE_DIRECTORY`.
+    pub state_directory: Utf8PathBuf,
+    /// The value of `$CONF_DIRECTORY`.
+    pub conf_directory: Utf8PathBuf,
+    /// Where an administrator's templates are.
+    pub templates: Utf8PathBuf,
+    /// Seconds between the stop signal and SIGKILL, unless the image or the call says otherwise.
+    pub stop_timeout: u32,
+    /// Most bytes one layer may unpack to.
+    pub max_layer_bytes: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    ostree_repository: Option<Utf8PathBuf>,
+    checkout_path: Option<Utf8PathBuf>,
+    runtime: Option<String>,
+    stop_timeout: Option<u32>,
+    max_layer_bytes: Option<u64>,
+}
+
+const CONFIG_FILE: &str = "/etc/atomic-rs.toml";
+const DEFAULT_CHECKOUTS: &str = "/var/lib/containers/atomic";
+const DEFAULT_STOP_TIMEOUT: u32 = 10;
+const DEFAULT_MAX_LAYER_BYTES: u64 = 64 << 30;
+
+impl Config {
+    /// The configuration of the system-wide store, from the file and the environment.
+    pub fn system() -> Result<Self> {
+        let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let path = env("ATOMIC_RS_CONFIG").unwrap_or_else(|| CONFIG_FILE.into());
+        let file = match std::fs::read_to_string(&path) {
+            Ok(text) => parse_file(&text).map_err(|error| error.within(&path))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
+            Err(error) => fail!(Kind::Failed, "cannot read {path}: {error}"),
+        };
+        let path_of = |name: &str| env(name).map(Utf8PathBuf::from);
+        let checkouts = path_of("ATOMIC_OSTREE_CHECKOUT_PATH")
+            .or(file.checkout_path)
+            .unwrap_or_else(|| DEFAULT_CHECKOUTS.into());
+        let repository = path_of("ATOMIC_OSTREE_REPO").or(file.ostree_repository);
+        Ok(Self {
+            checkouts: absolute(&checkouts)?,
+            repository: repository.as_deref().map(absolute).transpose()?,
+            runtime: env("RUNC_PATH").or(file.runtime),
+            skopeo: env("SKOPEO_PATH").unwrap_or_else(|| "skopeo".into()),
+            units: "/etc/systemd/system".into(),
+            tmpfiles: "/etc/tmpfiles.d".into(),
+            run_directory: "/run".into(),
+            state_directory: "/var/lib".into(),
+            conf_directory: "/etc".into(),
+            templates: "/etc/atomic-rs/templates".into(),
+            stop_timeout: file.stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT),
+            max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
+        })
+    }
+}
+
+fn parse_file(text: &str) -> Result<File> {
+    toml::from_str(text).kind(Kind::Invalid, || "not a valid configuration".into())
+}
+
+/// Paths end up in units, links and mount options, so they are absolute and free of what those
+/// would misread.
+fn absolute(path: &Utf8Path) -> Result<Utf8PathBuf> {
+    let path = camino::absolute_utf8(path)
+        .map_err(|error| Error::new(Kind::Failed, format!("cannot resolve {path}: {error}")))?;
+    if path
+        .as_str()
+        .contains(|c: char| c.is_whitespace() || c.is_control() || ",:\"'\\%$".contains(c))
+    {
+        fail!(
+            Kind::Invalid,
+            "the path \"{path}\" has a character that mount options or unit files would misread"
+        );
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_read_and_unknown_keys_are_refused() {
+        let file = parse_file("checkout_path = '/x'\nstop_timeout = 5").unwrap();
+        assert_eq!(file.checkout_path.unwrap(), "/x");
+        assert_eq!(file.stop_timeout, Some(5));
+        assert!(parse_file("chekout_path = '/x'").is_err());
+    }
+
+    #[test]
+    fn paths_that_mount_options_would_misread_are_refused() {
+        for bad in ["/a:b", "/a,b", "/a b", "/a%b", "/a\nb"] {
+            assert!(absolute(Utf8Path::new(bad)).is_err(), "{bad}");
+        }
+        assert_eq!(absolute(Utf8Path::new("/a/./b")).unwrap(), "/a/b");
+    }
+}

@@ -1,0 +1,225 @@
+//! What install, update, rollback and uninstall have in common.
+
+use crate::config::Config;
+use crate::deployment::{ContainerName, Paths, Slot, installed};
+use crate::error::{Error, Kind, Result};
+use crate::safefs::Lock;
+use crate::store::DEPLOYMENT_PREFIX;
+use crate::systemd::tmpfiles;
+use crate::transaction::{self, Applied, DeployFile, Host, Plan, Step};
+
+use super::render::Rendered;
+
+/// A computed change, not applied yet. It holds the container's lock, so that what was computed
+/// stays true.
+pub struct Change {
+    /// What will happen.
+    pub plan: Plan,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    pub(super) _lock: Lock,
+}
+
+/// What a verb found out.
+pub enum Outcome {
+    /// There is nothing to do, and why.
+    Nothing(String),
+    /// There is a change to apply.
+    Change(Box<Change>),
+}
+
+impl Change {
+    /// Apply it.
+    pub fn apply(&self, host: &Host<'_>) -> Result<()> {
+        transaction::apply(host, &self.plan)
+    }
+}
+
+/// Lock a container and end what an interrupted command left.
+pub(super) fn lock(host: &Host<'_>, name: &ContainerName) -> Result<Lock> {
+    let lock = Paths::new(host.config(), name).take_lock()?;
+    if let Some((verb, applied)) = transaction::recover(host, name)? {
+        report(name, &verb, applied);
+    }
+    Ok(lock)
+}
+
+/// Bring every interrupted change of a host to an end. Returns what was done; one container's
+/// trouble does not keep the others waiting.
+pub fn recover_all(
+    host: &Host<'_>,
+    only: Option<&ContainerName>,
+) -> Result<Vec<(ContainerName, Result<(String, Applied)>)>> {
+    let mut done = Vec::new();
+    let journals = host.config().checkouts.join(".journal");
+    let mut names: Vec<ContainerName> = Vec::new();
+    match std::fs::read_dir(&journals) {
+        Ok(entries) => {
+            for entry in entries.flatten() {
+                let file = entry.file_name();
+                let name = file
+                    .to_str()
+                    .and_then(|file| file.strip_suffix(".json"))
+                    .and_then(|name| name.parse().ok());
+                names.extend(name);
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(Error::new(
+                Kind::Failed,
+                format!("cannot list {journals}: {error}"),
+            ));
+        }
+    }
+    names.sort();
+    for name in names {
+        if only.is_some_and(|only| *only != name) {
+            continue;
+        }
+        let _lock = Paths::new(host.config(), &name).take_lock()?;
+        match transaction::recover(host, &name) {
+            Ok(None) => {}
+            Ok(Some(applied)) => done.push((name, Ok(applied))),
+            Err(error) => done.push((name, Err(error))),
+        }
+    }
+    Ok(done)
+}
+
+fn report(name: &ContainerName, verb: &str, applied: Applied) {
+    match applied {
+        Applied::Forward => tracing::warn!("the interrupted {verb} of {name} was completed"),
+        Applied::Back => tracing::warn!("the interrupted {verb} of {name} was undone"),
+    }
+}
+
+/// Refuse a container that is not installed. Returns the slot in use.
+pub(super) fn require(config: &Config, name: &ContainerName) -> Result<Slot> {
+    Paths::new(config, name).current()?.ok_or_else(|| {
+        Error::new(
+            Kind::NotFound,
+            format!("System container '{name}' is not installed"),
+        )
+    })
+}
+
+/// The ref that keeps what a deployment needs.
+pub(super) fn pin(name: &ContainerName, slot: Slot) -> String {
+    format!(
+        "{DEPLOYMENT_PREFIX}{}/{slot}",
+        crate::image::refname::encode(name.as_str())
+    )
+}
+
+/// The steps that bring a rendered deployment to `slot`, up to and including the switch.
+pub(super) fn deploy_steps(
+    paths: &Paths,
+    plan: &mut Plan,
+    slot: Slot,
+    commit: Option<String>,
+    rendered: &Rendered,
+) {
+    let file = |name: String, content: &str, mode| DeployFile {
+        name,
+        content: content.to_owned(),
+        mode,
+    };
+    let mut files = vec![
+        // Both hold --set values, which are secrets.
+        file("config.json".into(), &rendered.config, 0o600),
+        file("info".into(), &rendered.info.to_text(), 0o600),
+    ];
+    if let Some(unit) = &rendered.unit {
+        files.push(file(plan.name.unit(), unit, 0o600));
+    }
+    if let Some(text) = &rendered.tmpfiles {
+        files.push(file(format!("tmpfiles-{}.conf", plan.name), text, 0o600));
+    }
+    plan.stage.push(Step::Deploy {
+        slot,
+        commit,
+        remote: rendered.info.remote.clone().map(Into::into),
+        files,
+    });
+    plan.switch.push(Step::PlaceDeployment { slot });
+    plan.close.push(Step::DropDeployment { slot });
+    host_file_steps(paths, plan, rendered.unit.as_deref(), rendered.tmpfiles.as_deref());
+}
+
+/// The steps that give the unit and the tmpfiles.d file their new content, or remove them.
+pub(super) fn host_file_steps(
+    paths: &Paths,
+    plan: &mut Plan,
+    unit: Option<&str>,
+    tmpfiles: Option<&str>,
+) {
+    // Units may carry --set values in their environment, so they are closed to others as well.
+    for (target, content, mode) in [
+        (paths.unit(), unit, 0o600),
+        (paths.tmpfiles(), tmpfiles, 0o644),
+    ] {
+        let replaces = target.exists();
+        match content {
+            Some(content) => {
+                plan.stage.push(Step::StageFile {
+                    target: target.clone(),
+                    content: content.to_owned(),
+                    mode,
+                });
+                plan.switch.push(Step::PlaceFile {
+                    target: target.clone(),
+                    replaces,
+                });
+            }
+            None if replaces => plan.switch.push(Step::RemoveFile {
+                target: target.clone(),
+            }),
+            None => continue,
+        }
+        if replaces {
+            plan.close.push(Step::DropFile { target });
+        }
+    }
+}
+
+/// The steps that begin the outage.
+pub(super) fn stop_steps(host: &Config, paths: &Paths, plan: &mut Plan, old_tmpfiles: &str) {
+    if plan.was_active {
+        plan.stop.push(Step::StopUnit {
+            unit: plan.name.unit(),
+        });
+    }
+    let lines = tmpfiles::lines_below(old_tmpfiles, &host.run_directory);
+    if !lines.is_empty() && paths.tmpfiles().exists() {
+        plan.stop.push(Step::RemoveVolatile { lines });
+    }
+}
+
+/// The steps that make the new state work.
+pub(super) fn prove_steps(paths: &Paths, plan: &mut Plan, has_unit: bool, has_tmpfiles: bool) {
+    let unit = plan.name.unit();
+    plan.prove.push(Step::Reload);
+    if has_tmpfiles {
+        plan.prove.push(Step::CreateTmpfiles {
+            file: paths.tmpfiles(),
+        });
+    }
+    if !has_unit {
+        return;
+    }
+    match plan.from {
+        None => plan.prove.push(Step::Enable { unit: unit.clone() }),
+        // Its [Install] section may have changed; an administrator's "disable" stays.
+        Some(_) if plan.was_enabled => plan.prove.push(Step::Reenable { unit: unit.clone() }),
+        Some(_) => {}
+    }
+    if plan.was_active {
+        plan.prove.push(Step::StartUnit { unit });
+    }
+}
+
+/// The installed containers, for messages and listings.
+pub(super) fn names(config: &Config) -> Result<Vec<ContainerName>> {
+    installed(config)
+}

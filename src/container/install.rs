@@ -1,0 +1,163 @@
+//! `install`: from an image in the store to an enabled unit.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::change::{self, Change, Outcome};
+use super::render::{self, Source, Wishes};
+use crate::deployment::{self, ContainerName, Paths, Slot};
+use crate::error::{Error, Kind, Result};
+use crate::fail;
+use crate::image::Reference;
+use crate::runtime::Runtime;
+use crate::runtime::spec::RunOptions;
+use crate::safefs::{Files, Root};
+use crate::store::images::StoredImage;
+use crate::store::{ImageTree, Store};
+use crate::transaction::{Host, Plan, Step};
+
+/// What to install and how.
+#[derive(Debug, Clone)]
+pub struct Install {
+    /// The container's name.
+    pub name: ContainerName,
+    /// The stored image's name.
+    pub image: String,
+    /// Where it was pulled from.
+    pub reference: Reference,
+    /// `--set`
+    pub values: BTreeMap<String, String>,
+    /// How to run it.
+    pub options: RunOptions,
+    /// `--runtime`
+    pub runtime: Option<String>,
+    /// `--rootfs`, resolved by [`remote_rootfs`].
+    pub remote: Option<Utf8PathBuf>,
+}
+
+/// Compute the installation of an image that is in the store.
+///
+/// # Errors
+/// Everything that would make it fail later, as far as it can be known before.
+pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
+    let config = host.config();
+    let name = &request.name;
+    let lock = change::lock(host, name)?;
+    let paths = Paths::new(config, name);
+    if paths.current()?.is_some() {
+        return Ok(Outcome::Nothing(format!("{name} already present")));
+    }
+    deployment::check_collision(config, name)?;
+    let runtime = Runtime::find(request.runtime.as_deref().or(config.runtime.as_deref()))?;
+    for target in [paths.unit(), paths.tmpfiles()] {
+        if std::fs::symlink_metadata(&target).is_ok() {
+            fail!(Kind::Exists, "The file {target} already exists.");
+        }
+    }
+    host.manager()?;
+    let store = Store::open(config)?;
+    let image = store.find_one(&request.image)?;
+    let slot = Slot::Zero;
+    let prepared = Prepared::new(&store, &image, request.remote.as_deref())?;
+    let rendered = render::render(
+        config,
+        &runtime,
+        name,
+        slot,
+        &prepared.source(&image, Some(request.reference.to_string())),
+        &Wishes {
+            values: &request.values,
+            options: &request.options,
+            uuid: None,
+            inherited: None,
+        },
+    )?;
+    let mut plan = Plan::new("install", name, None, Some(slot));
+    plan.stage.push(Step::SetRef {
+        name: change::pin(name, slot),
+        from: store.resolve(&change::pin(name, slot))?,
+        to: Some(image.commit.clone()),
+    });
+    change::deploy_steps(&paths, &mut plan, slot, prepared.commit.clone(), &rendered);
+    plan.switch.push(Step::Switch {
+        from: None,
+        to: Some(slot),
+    });
+    change::prove_steps(&paths, &mut plan, rendered.unit.is_some(), rendered.tmpfiles.is_some());
+    Ok(Outcome::Change(Box::new(Change {
+        plan,
+        notes: rendered.notes,
+        _lock: lock,
+    })))
+}
+
+/// An image with its files open for reading.
+pub(super) struct Prepared {
+    /// The tree to check out; nothing for a remote root file system.
+    pub commit: Option<String>,
+    files: Box<dyn Files>,
+    config: crate::image::ImageConfig,
+    id: String,
+    remote: Option<Utf8PathBuf>,
+}
+
+impl Prepared {
+    pub fn new(store: &Store, image: &StoredImage, remote: Option<&Utf8Path>) -> Result<Self> {
+        let config = store.image_config(image)?;
+        if let Some(remote) = remote {
+            return Ok(Self {
+                commit: None,
+                files: Box::new(Root::open(remote.as_std_path())?),
+                config,
+                id: image.id(),
+                remote: Some(remote.to_owned()),
+            });
+        }
+        let commit = store.image_tree(image)?;
+        Ok(Self {
+            files: Box::new(ImageTree::open(store.repo(), &commit)?),
+            commit: Some(commit),
+            config,
+            id: image.id(),
+            remote: None,
+        })
+    }
+
+    pub fn source<'a>(&'a self, image: &'a StoredImage, reference: Option<String>) -> Source<'a> {
+        Source {
+            image: &image.name,
+            id: self.id.as_str(),
+            commit: &image.commit,
+            config: &self.config,
+            files: self.files.as_ref(),
+            reference,
+            remote: self.remote.clone(),
+        }
+    }
+}
+
+/// The root file system that `--rootfs DIR` means: `DIR/rootfs` if there is one, else DIR itself if
+/// it looks like a root.
+pub fn remote_rootfs(directory: &Utf8Path) -> Result<Utf8PathBuf> {
+    let resolved = directory.canonicalize_utf8().map_err(|error| {
+        Error::new(
+            Kind::NotFound,
+            format!("the remote rootfs {directory} cannot be used: {error}"),
+        )
+    })?;
+    let inner = resolved.join("rootfs");
+    let found = if inner.is_dir() {
+        // A deployment's own rootfs may be a link; the container needs the real place.
+        inner.canonicalize_utf8().unwrap_or(inner)
+    } else if resolved.join("usr").is_dir() {
+        resolved
+    } else {
+        fail!(
+            Kind::Invalid,
+            "--remote was specified but the given location does not contain a rootfs"
+        )
+    };
+    crate::runtime::spec::check_container_path(found.as_str())?;
+    Ok(found)
+}

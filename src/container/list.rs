@@ -1,0 +1,132 @@
+//! Listing containers: one broken container never hides another, and all states come in one
+//! round trip.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::change;
+use crate::config::Config;
+use crate::deployment::{ContainerName, Info, Paths};
+use crate::error::Result;
+use crate::systemd::{Manager, UnitStatus};
+
+/// One row of `containers list`, in the shape of its `--json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The container's name.
+    pub id: String,
+    /// The image id.
+    pub image_id: String,
+    /// The image's name.
+    pub image_name: String,
+    /// The container's name.
+    pub name: String,
+    /// The command, its words joined by spaces.
+    pub command: String,
+    /// When it was deployed: local time `YYYY-MM-DD HH:MM`.
+    pub created: String,
+    /// `running`, `inactive`, `failed`, `no service`, or `broken`.
+    pub state: String,
+    /// `ostree`
+    pub backend: &'static str,
+    /// The OCI runtime's path.
+    pub runtime: String,
+    /// Kept for programs that read the original's output; always false.
+    pub vulnerable: bool,
+    /// False only for inactive ones.
+    pub running: bool,
+    /// What is wrong with a broken one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// All containers of a host.
+pub fn list(config: &Config) -> Result<Vec<Row>> {
+    let names = change::names(config)?;
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let units: Vec<String> = names.iter().map(ContainerName::unit).collect();
+    let unit_refs: Vec<&str> = units.iter().map(String::as_str).collect();
+    let states = match Manager::system().and_then(|manager| manager.statuses(&unit_refs)) {
+        Ok(states) => states,
+        Err(error) => {
+            tracing::warn!(%error, "the states of the containers are not known");
+            HashMap::new()
+        }
+    };
+    Ok(names
+        .iter()
+        .map(|name| row(config, name, states.get(&name.unit())))
+        .collect())
+}
+
+/// One container.
+pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -> Row {
+    let read = || -> Result<(Info, String)> {
+        let paths = Paths::new(config, name);
+        let slot = change::require(config, name)?;
+        let info = Info::read(&paths.slot(slot))?;
+        let command = command(&paths.slot(slot).join("config.json"));
+        Ok((info, command))
+    };
+    let (info, command, problem) = match read() {
+        Ok((info, command)) => (info, command, None),
+        Err(error) => (Info::default(), String::new(), Some(error.to_string())),
+    };
+    let state = if problem.is_some() {
+        "broken"
+    } else if !info.has_container_service {
+        "no service"
+    } else {
+        match status.map(|status| status.active.as_str()) {
+            Some("active" | "reloading") => "running",
+            Some("failed") => "failed",
+            _ => "inactive",
+        }
+    };
+    Row {
+        id: name.to_string(),
+        image_id: info.revision,
+        image_name: info.image,
+        name: name.to_string(),
+        command,
+        created: local_time(info.created),
+        state: state.to_owned(),
+        backend: "ostree",
+        runtime: info.runtime,
+        vulnerable: false,
+        running: state != "inactive",
+        problem,
+    }
+}
+
+fn command(config: &camino::Utf8Path) -> String {
+    std::fs::read(config)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+        .map(|config| {
+            let args = config["process"]["args"].as_array().cloned();
+            let words: Vec<String> = args
+                .unwrap_or_default()
+                .iter()
+                .filter_map(|arg| arg.as_str().map(str::to_owned))
+                .collect();
+            words.join(" ")
+        })
+        .unwrap_or_default()
+}
+
+/// Seconds since 1970 as local time, `YYYY-MM-DD HH:MM`.
+pub fn local_time(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map(|time| {
+            time.to_zoned(jiff::tz::TimeZone::system())
+                .strftime("%Y-%m-%d %H:%M")
+                .to_string()
+        })
+        .unwrap_or_default()
+}

@@ -1,0 +1,379 @@
+//! From an image and what was said about it to the texts of a deployment: `config.json`, unit,
+//! tmpfiles, `info`. Nothing here changes the host.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use super::exports::{ExportedText, Exports};
+use crate::config::Config;
+use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::error::{Error, Kind, Result};
+use crate::fail;
+use crate::image::ImageConfig;
+use crate::runtime::spec::{self, Directory, Generated, Input, RunOptions};
+use crate::runtime::{Runtime, capabilities};
+use crate::safefs::Files;
+use crate::store::now;
+use crate::systemd::tmpfiles;
+use crate::template::{self, Place, Template, Variables, substitute};
+
+/// What a deployment is made from.
+pub struct Source<'a> {
+    /// The image's name.
+    pub image: &'a str,
+    /// Its id.
+    pub id: &'a str,
+    /// The commit of its ref.
+    pub commit: &'a str,
+    /// Its config.
+    pub config: &'a ImageConfig,
+    /// Its files.
+    pub files: &'a dyn Files,
+    /// The full reference to pull it again from.
+    pub reference: Option<String>,
+    /// A root file system outside the store.
+    pub remote: Option<Utf8PathBuf>,
+}
+
+/// What the person said, now and before.
+pub struct Wishes<'a> {
+    /// `--set`
+    pub values: &'a BTreeMap<String, String>,
+    /// How to run it.
+    pub options: &'a RunOptions,
+    /// Generated once, kept across updates.
+    pub uuid: Option<&'a str>,
+    /// Values of a host taken over, whose own `--set` values cannot be told from defaults.
+    pub inherited: Option<&'a BTreeMap<String, String>>,
+}
+
+/// The texts of a deployment.
+#[derive(Debug, Clone)]
+pub struct Rendered {
+    /// `config.json`
+    pub config: String,
+    /// The unit, unless the image says it has no service.
+    pub unit: Option<String>,
+    /// The tmpfiles.d file, if anything is to be made.
+    pub tmpfiles: Option<String>,
+    /// `info`
+    pub info: Info,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// Render everything for a deployment in `slot`.
+pub fn render(
+    host: &Config,
+    runtime: &Runtime,
+    name: &ContainerName,
+    slot: Slot,
+    source: &Source<'_>,
+    wishes: &Wishes<'_>,
+) -> Result<Rendered> {
+    let paths = Paths::new(host, name);
+    let destdir = paths.slot(slot);
+    let exports = Exports::read(source.files, source.image)?;
+    let variables = variables(host, runtime, name, &destdir, source, &exports, wishes);
+    let rootfs = source
+        .remote
+        .clone()
+        .unwrap_or_else(|| destdir.join("rootfs"));
+    let root_path = source
+        .remote
+        .as_ref()
+        .map_or("rootfs", |path| path.as_str())
+        .to_owned();
+
+    let mut own_config = match &exports.config {
+        Some(text) => {
+            let text = expand(text, Place::Json, &variables)?;
+            Some(parse_config(&text)?)
+        }
+        None => None,
+    };
+    if own_config == Some(json!({})) {
+        own_config = None;
+    }
+    let generated = match own_config {
+        Some(_) => None,
+        None => Some(spec::generate(&Input {
+            host,
+            name: name.as_str(),
+            image: source.config,
+            files: source.files,
+            rootfs: &rootfs,
+            root_path: &root_path,
+            fallback_command: exports.present.then_some("run.sh"),
+            options: wishes.options,
+        })?),
+    };
+    let uses_our_unit = exports.service.is_none();
+    let (config, directories) = match (own_config, &generated) {
+        (Some(mut config), _) => {
+            adjust_config(&mut config, name, source.remote.as_deref(), uses_our_unit)?;
+            let missing = missing_bind_sources(&config);
+            (spec::to_text(&config), missing)
+        }
+        (None, Some(generated)) => (generated.config.clone(), generated.directories.clone()),
+        (None, None) => fail!(Kind::Failed, "no configuration was made"),
+    };
+
+    let tmpfiles = tmpfiles_text(host, name, &exports, &variables, &directories, generated.is_some())?;
+    let has_service = !exports.manifest.no_container_service;
+    let unit = if !has_service {
+        None
+    } else if let Some(text) = &exports.service {
+        Some(expand(text, Place::Unit, &variables)?)
+    } else {
+        let unit = UnitInput {
+            runtime,
+            name,
+            destdir: &destdir,
+            pidfile: variables.get("PIDFILE").unwrap_or_default(),
+            tmpfiles: tmpfiles.is_some().then(|| paths.tmpfiles()),
+        };
+        Some(our_unit(host, source, wishes, generated.as_ref(), &unit)?)
+    };
+    let mut notes = Vec::new();
+    if exports.has_host_files {
+        notes.push(format!(
+            "the image {} has files for the host (exports/hostfs), which this version does not install",
+            source.image
+        ));
+    }
+    Ok(Rendered {
+        config,
+        unit,
+        tmpfiles,
+        info: Info {
+            image: source.image.to_owned(),
+            revision: source.id.to_owned(),
+            ostree_commit: source.commit.to_owned(),
+            created: now(),
+            values: variables.values().clone(),
+            user_values: Some(wishes.values.clone()),
+            has_container_service: has_service,
+            use_links: exports.manifest.use_links.unwrap_or(true),
+            system_package: Some("no".into()),
+            remote: source.remote.as_ref().map(ToString::to_string),
+            runtime: runtime.path().to_owned(),
+            source: source.reference.clone(),
+            options: Some(wishes.options.clone()),
+            persistent: generated
+                .iter()
+                .flat_map(|generated| &generated.persistent)
+                .map(ToString::to_string)
+                .collect(),
+            ..Info::default()
+        },
+        notes,
+    })
+}
+
+fn variables(
+    host: &Config,
+    runtime: &Runtime,
+    name: &ContainerName,
+    destdir: &Utf8Path,
+    source: &Source<'_>,
+    exports: &Exports,
+    wishes: &Wishes<'_>,
+) -> Variables {
+    let text = |value: &str| value.to_owned();
+    let program = std::env::current_exe()
+        .map_or_else(|_| text("atomic-rs"), |path| path.to_string_lossy().into_owned());
+    let pidfile = host.run_directory.join(format!("container-{name}.pid"));
+    let mut host_values: BTreeMap<String, String> = [
+        ("RUN_DIRECTORY", host.run_directory.to_string()),
+        ("STATE_DIRECTORY", host.state_directory.to_string()),
+        ("CONF_DIRECTORY", host.conf_directory.to_string()),
+        ("PIDFILE", pidfile.to_string()),
+        ("ALL_PROCESS_CAPABILITIES", capabilities::all_as_json_items()),
+        ("RUNTIME", text(runtime.path())),
+        ("ATOMIC", program),
+    ]
+    .into_iter()
+    .map(|(key, value)| (text(key), value))
+    .collect();
+    if let Some(uuid) = wishes.uuid {
+        host_values.insert(text("UUID"), text(uuid));
+    }
+    let forced: BTreeMap<String, String> = [
+        ("DESTDIR", destdir.to_string()),
+        ("NAME", name.to_string()),
+        ("HOST_UID", rustix::process::getuid().as_raw().to_string()),
+        ("HOST_GID", rustix::process::getgid().as_raw().to_string()),
+        ("IMAGE_ID", text(source.id)),
+        ("IMAGE_NAME", text(source.image)),
+    ]
+    .into_iter()
+    .map(|(key, value)| (text(key), value))
+    .collect();
+    // What an older program stored cannot be told apart from the image's defaults; it counts more
+    // than the new image's, as it always did, except where the host knows better.
+    let mut defaults = exports.manifest.default_values.clone();
+    if let Some(inherited) = wishes.inherited {
+        defaults.extend(inherited.clone());
+    }
+    let mut variables = Variables::new(&defaults, &host_values, wishes.values, &forced);
+    let pidfile = variables.get("PIDFILE").unwrap_or_default().to_owned();
+    let detached = exports.service.as_ref().is_some_and(|service| {
+        let uses = |name: &str| template::dollar::variables(&service.text).contains(name);
+        uses("EXEC_STOPPOST") && uses("PIDFILE")
+    });
+    if exports.service.is_some() {
+        for (key, value) in runtime.directives(name.as_str(), &pidfile, detached) {
+            variables.force(key, value);
+        }
+    }
+    variables
+}
+
+fn expand(text: &ExportedText, place: Place, variables: &Variables) -> Result<String> {
+    if !text.is_template {
+        return Ok(text.text.clone());
+    }
+    substitute(text.file, &text.text, place, |name| variables.look_up(name))
+}
+
+fn parse_config(text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(
+            Kind::Invalid,
+            format!("Invalid configuration file.  config.json is not valid JSON: {error}"),
+        )
+    })
+}
+
+/// Check what an image says about its root, and fit it to where it will run.
+fn adjust_config(
+    config: &mut Value,
+    name: &ContainerName,
+    remote: Option<&Utf8Path>,
+    uses_our_unit: bool,
+) -> Result<()> {
+    let Some(object) = config.as_object_mut() else {
+        fail!(Kind::Invalid, "Invalid configuration file.  It is not a JSON object");
+    };
+    let root = object.entry("root").or_insert_with(|| json!({}));
+    if root["readonly"] != true {
+        fail!(
+            Kind::Invalid,
+            "Invalid configuration file.  Only readonly images are supported"
+        );
+    }
+    match remote {
+        Some(path) => root["path"] = path.as_str().into(),
+        None if root["path"] != "rootfs" => fail!(
+            Kind::Invalid,
+            "Invalid configuration file.  Path must be 'rootfs'"
+        ),
+        None => {}
+    }
+    // Our unit delegates its cgroup and expects the container's processes in it.
+    if uses_our_unit {
+        let linux = object.entry("linux").or_insert_with(|| json!({}));
+        if let Some(linux) = linux.as_object_mut() {
+            linux
+                .entry("cgroupsPath")
+                .or_insert_with(|| spec::cgroups_path(name.as_str()).into());
+        }
+    }
+    Ok(())
+}
+
+/// Directories for bind mounts of an image's own config whose source is not there.
+fn missing_bind_sources(config: &Value) -> Vec<Directory> {
+    let mut out: Vec<Directory> = Vec::new();
+    for mount in config["mounts"].as_array().into_iter().flatten() {
+        let source = mount["source"].as_str().unwrap_or_default();
+        let is_bind = mount["type"] == "bind"
+            || mount["options"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|option| option == "bind" || option == "rbind");
+        if is_bind
+            && spec::check_container_path(source).is_ok()
+            && !Utf8Path::new(source).exists()
+            && !out.iter().any(|directory| directory.path == source)
+        {
+            out.push(Directory {
+                kind: 'd',
+                path: source.into(),
+                mode: "0700".into(),
+                uid: rustix::process::getuid().as_raw(),
+                gid: rustix::process::getgid().as_raw(),
+            });
+        }
+    }
+    out
+}
+
+fn tmpfiles_text(
+    host: &Config,
+    name: &ContainerName,
+    exports: &Exports,
+    variables: &Variables,
+    directories: &[Directory],
+    generated: bool,
+) -> Result<Option<String>> {
+    let own = match &exports.tmpfiles {
+        Some(text) => Some(expand(text, Place::Tmpfiles, variables)?),
+        None => None,
+    };
+    // An image that brings its own tmpfiles makes what its own config binds.
+    let wanted = own.is_none() || generated;
+    let ours = if directories.is_empty() || !wanted {
+        None
+    } else {
+        let values = json!({"name": name, "directories": directories});
+        Some(template::render(Template::Tmpfiles, &host.templates, &values)?)
+    };
+    Ok(match (own, ours) {
+        (Some(own), Some(ours)) => Some(format!("{}\n{ours}", own.trim_end())),
+        (own, ours) => own.or(ours),
+    })
+}
+
+struct UnitInput<'a> {
+    runtime: &'a Runtime,
+    name: &'a ContainerName,
+    destdir: &'a Utf8Path,
+    pidfile: &'a str,
+    tmpfiles: Option<Utf8PathBuf>,
+}
+
+fn our_unit(
+    host: &Config,
+    source: &Source<'_>,
+    wishes: &Wishes<'_>,
+    generated: Option<&Generated>,
+    unit: &UnitInput<'_>,
+) -> Result<String> {
+    let stop_signal = generated.map_or("SIGTERM", |generated| &generated.stop_signal);
+    let description = source
+        .config
+        .label("org.opencontainers.image.title")
+        .or_else(|| source.config.label("summary"))
+        .map_or_else(
+            || unit.name.to_string(),
+            |title| format!("{} ({title})", unit.name),
+        );
+    let values = json!({
+        "name": unit.name,
+        "description": description,
+        "destdir": unit.destdir,
+        "runtime": unit.runtime.path(),
+        "pidfile": unit.pidfile,
+        "notify": generated.is_some_and(|generated| generated.notify),
+        "tmpfiles": unit.tmpfiles,
+        "systemd_tmpfiles": tmpfiles::program(),
+        "stop_signal": stop_signal,
+        "stop_timeout": wishes.options.stop_timeout.unwrap_or(host.stop_timeout),
+    });
+    template::render(Template::Service, &host.templates, &values)
+}

@@ -1,0 +1,58 @@
+//! `rollback`: the other deployment is still there; switch to it.
+
+use super::change::{self, Change};
+use crate::deployment::{ContainerName, Info, Paths};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+use crate::transaction::{Host, Plan, Step};
+
+/// Compute the return to the previous deployment.
+pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
+    let config = host.config();
+    let lock = change::lock(host, name)?;
+    let paths = Paths::new(config, name);
+    let from = change::require(config, name)?;
+    let to = from.other();
+    let target = paths.slot(to);
+    if !target.is_dir() {
+        fail!(
+            Kind::NotFound,
+            "Error: Cannot find a previous deployment to rollback located at {target}"
+        );
+    }
+    let read = |path: &camino::Utf8Path| match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(|| format!("cannot read {path}")),
+    };
+    let unit_text = read(&paths.unit_copy(&target))?;
+    let tmpfiles_text = read(&paths.tmpfiles_copy(&target))?;
+    let has_service = Info::read(&target).map_or(true, |info| info.has_container_service);
+    if has_service && unit_text.is_none() {
+        fail!(
+            Kind::NotFound,
+            "Error: Cannot find systemd service file for previous version. {} is missing",
+            paths.unit_copy(&target)
+        );
+    }
+    let unit = name.unit();
+    let manager = host.manager()?;
+    let mut plan = Plan::new("rollback", name, Some(from), Some(to));
+    plan.was_active = manager.status(&unit)?.is_active();
+    plan.was_enabled = manager.is_enabled(&unit);
+    change::host_file_steps(&paths, &mut plan, unit_text.as_deref(), tmpfiles_text.as_deref());
+    let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
+    change::stop_steps(config, &paths, &mut plan, &old_tmpfiles);
+    plan.switch.push(Step::Switch {
+        from: Some(from),
+        to: Some(to),
+    });
+    change::prove_steps(&paths, &mut plan, unit_text.is_some(), tmpfiles_text.is_some());
+    Ok(Change {
+        plan,
+        notes: vec![format!(
+            "Rolling back container {name} to the checkout at {target}"
+        )],
+        _lock: lock,
+    })
+}

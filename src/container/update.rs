@@ -1,0 +1,91 @@
+//! `update`: the other slot gets a new deployment, and the switch is proved by starting it.
+
+use std::collections::BTreeMap;
+
+use super::change::{self, Change, Outcome};
+use super::install::Prepared;
+use super::render::{self, Wishes};
+use crate::deployment::{ContainerName, Info, Paths};
+use crate::error::Result;
+use crate::runtime::Runtime;
+use crate::store::Store;
+use crate::transaction::{Host, Plan, Step};
+
+/// What to change.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The container.
+    pub name: ContainerName,
+    /// `--set`
+    pub values: BTreeMap<String, String>,
+    /// The stored image to move to, and where it was pulled from; nothing: the same name as now.
+    pub image: Option<(String, String)>,
+}
+
+/// Compute the update of a container to what the store has now.
+pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
+    let config = host.config();
+    let name = &request.name;
+    let lock = change::lock(host, name)?;
+    let paths = Paths::new(config, name);
+    let from = change::require(config, name)?;
+    let to = from.other();
+    let current = paths.slot(from);
+    let info = Info::read(&current)?;
+    let store = Store::open(config)?;
+    let (image_name, reference) = match &request.image {
+        Some((image, reference)) => (image.clone(), Some(reference.clone())),
+        None => (info.image.clone(), info.source.clone()),
+    };
+    let image = store.find_one(&image_name)?;
+    let mut values = info.user_values.clone().unwrap_or_default();
+    values.extend(request.values.clone());
+    let before = info.user_values.as_ref().unwrap_or(&info.values);
+    let same_values = request
+        .values
+        .iter()
+        .all(|(key, value)| before.get(key) == Some(value));
+    let renamed = image.name != info.image;
+    if image.id() == info.revision && same_values && !renamed {
+        return Ok(Outcome::Nothing("Latest version already installed.".into()));
+    }
+    let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
+    let unit = name.unit();
+    let manager = host.manager()?;
+    let options = info.options.clone().unwrap_or_default();
+    let prepared = Prepared::new(&store, &image, info.remote.as_deref().map(Into::into))?;
+    let rendered = render::render(
+        config,
+        &runtime,
+        name,
+        to,
+        &prepared.source(&image, reference),
+        &Wishes {
+            values: &values,
+            options: &options,
+            uuid: info.values.get("UUID").map(String::as_str),
+            inherited: info.user_values.is_none().then_some(&info.values),
+        },
+    )?;
+    let mut plan = Plan::new("update", name, Some(from), Some(to));
+    plan.was_active = manager.status(&unit)?.is_active();
+    plan.was_enabled = manager.is_enabled(&unit);
+    plan.stage.push(Step::SetRef {
+        name: change::pin(name, to),
+        from: store.resolve(&change::pin(name, to))?,
+        to: Some(image.commit.clone()),
+    });
+    change::deploy_steps(&paths, &mut plan, to, prepared.commit.clone(), &rendered);
+    let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
+    change::stop_steps(config, &paths, &mut plan, &old_tmpfiles);
+    plan.switch.push(Step::Switch {
+        from: Some(from),
+        to: Some(to),
+    });
+    change::prove_steps(&paths, &mut plan, rendered.unit.is_some(), rendered.tmpfiles.is_some());
+    Ok(Outcome::Change(Box::new(Change {
+        plan,
+        notes: rendered.notes,
+        _lock: lock,
+    })))
+}

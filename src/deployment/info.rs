@@ -1,0 +1,118 @@
+//! The `info` file of a deployment.
+//!
+//! JSON with the keys the original `atomic` wrote; missing ones are tolerated, unknown ones kept.
+//! Ours: `user-values`, `source`, `options`, `manifest-digest`, `persistent`.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8Path;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Context as _, Kind, Result};
+use crate::runtime::spec::RunOptions;
+
+/// What is known of a deployment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Info {
+    /// The image's name.
+    pub image: String,
+    /// The image id: the manifest digest without `sha256:`.
+    pub revision: String,
+    /// The commit of the image's ref when it was deployed.
+    pub ostree_commit: String,
+    /// When, in seconds since 1970.
+    pub created: u64,
+    /// Every variable, merged.
+    pub values: BTreeMap<String, String>,
+    /// What `--set` said, now and before; absent on hosts taken over, where `values` is all there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_values: Option<BTreeMap<String, String>>,
+    /// False if the image says `noContainerService`.
+    pub has_container_service: bool,
+    /// Files exported to the host.
+    pub installed_files: Vec<String>,
+    /// Their checksums.
+    pub installed_files_checksum: BTreeMap<String, String>,
+    /// Which of them are templates.
+    pub installed_files_template: Vec<String>,
+    /// Renames applied to them.
+    pub rename_installed_files: BTreeMap<String, String>,
+    /// The package they came in.
+    pub rpm_installed: Option<String>,
+    /// How they were installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_package: Option<String>,
+    /// The remote root file system, as an absolute path.
+    pub remote: Option<String>,
+    /// Whether host files are hard links.
+    pub use_links: bool,
+    /// The OCI runtime.
+    pub runtime: String,
+    /// The full reference to pull again from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What the person said about running it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<RunOptions>,
+    /// Directories whose data survive uninstall.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub persistent: Vec<String>,
+    /// What newer or other programs wrote.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+impl Info {
+    /// Read the `info` of a deployment directory.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it is missing or not JSON of that shape.
+    pub fn read(deployment: &Utf8Path) -> Result<Self> {
+        let path = deployment.join("info");
+        let text = std::fs::read(&path).kind(Kind::Invalid, || format!("cannot read {path}"))?;
+        let mut info: Self = serde_json::from_slice(&text)
+            .kind(Kind::Invalid, || format!("{path} is not valid"))?;
+        // Hosts of old have no such key; a container without unit is the exception there.
+        if !String::from_utf8_lossy(&text).contains("\"has-container-service\"") {
+            info.has_container_service = true;
+        }
+        Ok(info)
+    }
+
+    /// The text of the file: indented by four, as the original wrote it.
+    pub fn to_text(&self) -> String {
+        let mut out = Vec::new();
+        let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
+        if let Err(error) = self.serialize(&mut serializer) {
+            // Only maps with keys that are not strings can fail, and there are none.
+            tracing::error!(%error, "info cannot be written as JSON");
+        }
+        out.push(b'\n');
+        String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_info_is_read_and_its_unknown_keys_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap();
+        std::fs::write(
+            path.join("info"),
+            r#"{"image": "a:latest", "revision": "12", "remote": null, "values": {"A": "b"}, "strange": [1]}"#,
+        )
+        .unwrap();
+        let info = Info::read(path).unwrap();
+        assert_eq!(info.image, "a:latest");
+        assert!(info.has_container_service);
+        let text = info.to_text();
+        assert!(text.contains("\"strange\": [\n        1\n    ]"), "{text}");
+        assert_eq!(serde_json::from_str::<Info>(&text).unwrap(), info);
+    }
+}

@@ -1,0 +1,43 @@
+//! atomic-rs: OCI images at work on a plain Linux host, without a container engine.
+//!
+//! The house, from the street to the foundation. A room uses only rooms below it.
+//!
+//! - [`cli`]: words in, words out
+//! - [`container`]: system containers: install, update, rollback, uninstall, list, inspect
+//! - [`transaction`]: a change as data: plan, journal, apply, undo, recover
+//! - [`deployment`]: one deployment on disk: names, paths, `info`
+//! - [`pull`]: reference in, stored image out
+//! - [`runtime`]: OCI runtimes and their `config.json`
+//! - [`template`]: `$NAME` substitution, Tera, variables, escaping by context
+//! - [`store`]: images in the OSTree repository: import, merged tree, checkout, prune
+//! - [`transport`]: reading images from anywhere, through skopeo
+//! - [`systemd`]: the manager over D-Bus, units, tmpfiles
+//! - [`selinux`]: labels of the host policy; nothing where SELinux is off
+//! - [`command`]: the one way to start a child process
+//! - [`safefs`]: confined paths, atomic files, locks, durability
+//! - [`image`]: references, digests, manifests, configs: data without I/O
+//! - [`config`]: where things are
+//! - [`error`]: error kinds and exit codes
+
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod container;
+pub mod deployment;
+pub mod error;
+pub mod image;
+pub mod pull;
+pub mod runtime;
+pub mod safefs;
+pub mod selinux;
+pub mod store;
+pub mod systemd;
+pub mod template;
+pub mod transaction;
+pub mod transport;
+
+/// The version of this program, as `--version` prints it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

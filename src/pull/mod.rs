@@ -1,0 +1,204 @@
+//! Reference in, stored image out: the one door through which images come.
+
+use std::io::Read;
+
+use crate::config::Config;
+use crate::error::{Kind, Result};
+use crate::fail;
+use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
+use crate::store::images::MAX_CONFIG_BYTES;
+use crate::store::{self, Store};
+use crate::transport::{self, Access, FetchedManifest, Source};
+
+/// Hears how a pull goes.
+pub trait Progress {
+    /// `layers` layers of `bytes` bytes in all will be fetched; `present` are in the store already.
+    fn begin(&mut self, layers: usize, present: usize, bytes: u64);
+    /// A layer's turn.
+    fn layer(&mut self, digest: Digest, bytes: u64);
+    /// So many more bytes have arrived.
+    fn advance(&mut self, bytes: u64);
+    /// All layers are in.
+    fn end(&mut self);
+}
+
+/// Says nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn begin(&mut self, _: usize, _: usize, _: u64) {}
+    fn layer(&mut self, _: Digest, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+    fn end(&mut self) {}
+}
+
+/// What a pull did.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    /// The name it is stored under.
+    pub name: Name,
+    /// The manifest digest.
+    pub digest: Digest,
+    /// How many layers were fetched.
+    pub fetched: usize,
+    /// Entries of those layers that OSTree cannot hold.
+    pub skipped: u64,
+    /// The store already had this very image under this name.
+    pub unchanged: bool,
+}
+
+/// Bring the image at `reference` into the store; only blobs that are missing are read.
+///
+/// # Errors
+/// [`Kind::Transport`], [`Kind::NotFound`] from the source, [`Kind::Policy`] if the host's policy
+/// rejects it, [`Kind::Invalid`] if its bytes are not what their digests say. Nothing is stored then.
+pub fn pull(
+    config: &Config,
+    store: &Store,
+    reference: &Reference,
+    access: &Access,
+    progress: &mut dyn Progress,
+) -> Result<Pulled> {
+    let source = Source::open(&config.skopeo, reference, access)?;
+    let fetched = source.manifest()?;
+    let Manifest::Image {
+        config: config_descriptor,
+        layers,
+        ..
+    } = &fetched.manifest
+    else {
+        fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
+    };
+    transport::enforce_policy(&source, &fetched)?;
+    let name = stored_name(&source)?;
+    if let Some(image) = store.image(&name.to_string())?
+        && image.digest == Some(fetched.digest)
+        && store::missing_blobs(store, &fetched.manifest)?.is_empty()
+    {
+        return Ok(Pulled {
+            name,
+            digest: fetched.digest,
+            fetched: 0,
+            skipped: 0,
+            unchanged: true,
+        });
+    }
+    let (count, skipped) = bring_in(
+        store,
+        &source,
+        &fetched,
+        (config_descriptor, layers),
+        &name,
+        progress,
+    )?;
+    Ok(Pulled {
+        name,
+        digest: fetched.digest,
+        fetched: count,
+        skipped,
+        unchanged: false,
+    })
+}
+
+fn bring_in(
+    store: &Store,
+    source: &Source,
+    fetched: &FetchedManifest,
+    (config_descriptor, layers): (&Descriptor, &[Descriptor]),
+    name: &Name,
+    progress: &mut dyn Progress,
+) -> Result<(usize, u64)> {
+    let missing = store::missing_blobs(store, &fetched.manifest)?;
+    let wanted: Vec<&Descriptor> = layers
+        .iter()
+        .filter(|layer| missing.iter().any(|m| m.digest == layer.digest))
+        .collect();
+    let config_bytes = source.read_blob(config_descriptor, MAX_CONFIG_BYTES)?;
+    let image_config = ImageConfig::parse(&config_bytes)?;
+    let diff_ids = &image_config.rootfs.diff_ids;
+    if diff_ids.len() != layers.len() {
+        fail!(
+            Kind::Invalid,
+            "the image config names {} layers and the manifest {}",
+            diff_ids.len(),
+            layers.len()
+        );
+    }
+    let bytes = wanted.iter().map(|layer| layer.size).sum();
+    progress.begin(wanted.len(), layers.len() - wanted.len(), bytes);
+    let import = store.import()?;
+    let mut commits = Vec::with_capacity(layers.len());
+    let mut skipped = 0;
+    let mut imported: Vec<(Digest, String)> = Vec::new();
+    for (layer, diff_id) in layers.iter().zip(diff_ids) {
+        if let Some((_, commit)) = imported.iter().find(|(digest, _)| *digest == layer.digest) {
+            commits.push(commit.clone());
+            continue;
+        }
+        if !wanted.iter().any(|w| w.digest == layer.digest) {
+            let there = store.resolve(&crate::image::refname::blob_ref(layer.digest))?;
+            commits.extend(there);
+            continue;
+        }
+        progress.layer(layer.digest, layer.size);
+        let mut reader = source.blob(layer)?;
+        let result = import.layer(
+            layer,
+            Counting {
+                reader: &mut reader,
+                progress,
+            },
+        );
+        // skopeo knows best why a stream ended early; our own checks name the layer.
+        let finished = reader.finish();
+        let done = match (result, finished) {
+            (Ok(done), Ok(())) => done,
+            (_, Err(error)) => return Err(error),
+            (Err(error), Ok(())) => return Err(error),
+        };
+        if done.diff_id != *diff_id {
+            fail!(
+                Kind::Invalid,
+                "the layer {} unpacks to {}, but the image config says {diff_id}",
+                layer.digest,
+                done.diff_id
+            );
+        }
+        skipped += done.skipped;
+        imported.push((layer.digest, done.commit.clone()));
+        commits.push(done.commit);
+    }
+    progress.end();
+    if missing.iter().any(|m| m.digest == config_descriptor.digest) {
+        import.config(config_descriptor.digest, &config_bytes)?;
+    }
+    import.image(name, &fetched.bytes, fetched.digest, &commits)?;
+    import.commit()?;
+    Ok((wanted.len(), skipped))
+}
+
+/// The name an image is stored under: as typed, else what the archive says, else its file name.
+fn stored_name(source: &Source) -> Result<Name> {
+    let reference = source.reference();
+    if reference.name.is_none() && matches!(reference.transport, Transport::DockerArchive { .. }) {
+        for tag in source.archive_tags() {
+            if let Ok(name) = tag.parse() {
+                return Ok(name);
+            }
+        }
+    }
+    reference.fallback_name()
+}
+
+struct Counting<'a, R> {
+    reader: R,
+    progress: &'a mut dyn Progress,
+}
+
+impl<R: Read> Read for Counting<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.reader.read(buffer)?;
+        self.progress.advance(n as u64);
+        Ok(n)
+    }
+}

@@ -1,0 +1,164 @@
+//! Replacing files and links so that a reader, and a power cut, see the old or the new one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context as _, Result};
+
+/// Write a file that must not exist yet, without making it durable: the caller closes a batch of
+/// them with one [`sync_file_system`].
+pub fn write_new_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(path)?;
+        // The umask must not decide what others can read.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(content)
+    };
+    write().context(|| format!("cannot write {}", path.display()))
+}
+
+/// Replace the file at `path` durably: write aside, fsync, rename, fsync the directory.
+pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let aside = beside(path);
+    remove_if_exists(&aside)?;
+    write_new_file(&aside, content, mode)?;
+    File::open(&aside)
+        .and_then(|file| file.sync_all())
+        .context(|| format!("cannot sync {}", aside.display()))?;
+    rename(&aside, path)?;
+    fsync_dir(parent(path))
+}
+
+/// Make the symlink `path` point to `target`, replacing an old one in one step, durably.
+pub fn replace_symlink(path: &Path, target: &Path) -> Result<()> {
+    let aside = beside(path);
+    remove_if_exists(&aside)?;
+    symlink(target, &aside).context(|| format!("cannot create the link {}", aside.display()))?;
+    rename(&aside, path)?;
+    fsync_dir(parent(path))
+}
+
+/// Rename, with both names in the error.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to)
+        .context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+}
+
+/// Remove a file or link; one that is not there is fine.
+pub fn remove_if_exists(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Remove a directory with all below it, following no link; one that is not there is fine.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Give `path` a second name `to`, by a hard link or, where the file system refuses, by a copy.
+pub fn link_or_copy(path: &Path, to: &Path) -> Result<()> {
+    if std::fs::hard_link(path, to).is_ok() {
+        return Ok(());
+    }
+    std::fs::copy(path, to)
+        .map(|_| ())
+        .context(|| format!("cannot copy {} to {}", path.display(), to.display()))
+}
+
+/// Create a directory that only its owner may enter, and its parents with the usual mode. An
+/// existing one that others may enter is closed: images' set-uid files lie below.
+pub fn make_private_dir(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .context(|| format!("cannot create {}", parent.display()))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let mode = std::fs::metadata(path)
+                .context(|| format!("cannot stat {}", path.display()))?
+                .permissions()
+                .mode();
+            if mode & 0o077 != 0 {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o700))
+                    .context(|| format!("cannot close {} to other users", path.display()))?;
+            }
+            Ok(())
+        }
+        Err(error) => Err(error).context(|| format!("cannot create {}", path.display())),
+    }
+}
+
+/// Make the names in a directory durable.
+pub fn fsync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .context(|| format!("cannot sync the directory {}", path.display()))
+}
+
+/// Make everything on the file system of `path` durable: one call for any number of files, where
+/// an fsync for each would be fifty times slower.
+pub fn sync_file_system(path: &Path) -> Result<()> {
+    let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
+    rustix::fs::syncfs(&file).context(|| format!("cannot sync the file system of {}", path.display()))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// `DIR/.NAME.new`: hidden, on the same file system, and found by whoever sweeps the directory.
+/// The caller holds the lock under which `path` is written, so one name is enough.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    parent(path).join(format!(".{name}.new"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_links_are_replaced_and_leave_nothing_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        replace_file(&file, b"1", 0o600).unwrap();
+        replace_file(&file, b"2", 0o644).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"2");
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o644);
+        let link = dir.path().join("l");
+        replace_symlink(&link, Path::new("a")).unwrap();
+        replace_symlink(&link, Path::new("b")).unwrap();
+        assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("b"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_private_directory_is_closed_to_others_even_when_it_existed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        std::fs::create_dir_all(&path).unwrap();
+        make_private_dir(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+}

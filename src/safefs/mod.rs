@@ -1,0 +1,40 @@
+//! Paths that cannot escape, files that are wholly old or wholly new, locks, durability.
+//!
+//! The only room that resolves a path taken from an image, and the only one with `unsafe`.
+
+mod atomic;
+mod files;
+mod lock;
+mod root;
+
+pub use atomic::{
+    fsync_dir, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename, replace_file,
+    replace_symlink, sync_file_system, write_new_file,
+};
+pub use files::{FileStat, Files};
+pub use lock::{Lock, Mode};
+pub use root::Root;
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+/// Make the kernel send SIGTERM to the child when this process dies, so that no skopeo, runc or
+/// rpm outlives a killed command.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    // SAFETY: the closure runs between fork and exec and makes only two system calls
+    // (prctl and getppid), both async-signal-safe; it allocates nothing and takes no lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            // The parent may have died before the request took effect.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(std::io::Error::from_raw_os_error(
+                    rustix::io::Errno::SRCH.raw_os_error(),
+                ));
+            }
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,155 @@
+//! Reading below a directory that an untrusted party filled.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::files::{FileStat, Files};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+
+/// A directory that stands for `/`: absolute links and `..` below it stay inside, because the
+/// kernel resolves every path with `RESOLVE_IN_ROOT` (Linux 5.6 and newer).
+#[derive(Debug)]
+pub struct Root {
+    directory: File,
+    path: PathBuf,
+}
+
+impl Root {
+    /// Open `path`, a trusted path, as a root.
+    pub fn open(path: &Path) -> Result<Self> {
+        let directory = rustix::fs::open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(|| format!("cannot open the directory {}", path.display()))?;
+        Ok(Self {
+            directory: directory.into(),
+            path: path.to_owned(),
+        })
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags, how: ResolveFlags) -> Result<Option<File>> {
+        // A concurrent rename makes the kernel answer EAGAIN; a few tries settle it.
+        for _ in 0..16 {
+            match rustix::fs::openat2(
+                &self.directory,
+                path,
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | how,
+            ) {
+                Ok(fd) => return Ok(Some(fd.into())),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => {
+                    return Err(error)
+                        .context(|| format!("cannot open {path} in {}", self.path.display()));
+                }
+            }
+        }
+        fail!(
+            Kind::Failed,
+            "cannot open {path} in {}: it keeps changing",
+            self.path.display()
+        )
+    }
+}
+
+impl Files for Root {
+    fn stat(&self, path: &str) -> Result<Option<FileStat>> {
+        let Some(file) = self.resolve(nonempty(path), OFlags::PATH, ResolveFlags::empty())? else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstat(&file)
+            .context(|| format!("cannot stat {path} in {}", self.path.display()))?;
+        Ok(Some(FileStat {
+            is_dir: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }))
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        // NONBLOCK: a fifo in an image must not hang us.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let Some(file) = self.resolve(nonempty(path), flags, ResolveFlags::empty())? else {
+            return Ok(None);
+        };
+        let meta = file.metadata().context(|| format!("cannot stat {path}"))?;
+        if !meta.is_file() {
+            fail!(Kind::Invalid, "{path} in the image is not a regular file");
+        }
+        let mut content = Vec::new();
+        file.take(limit + 1)
+            .read_to_end(&mut content)
+            .context(|| format!("cannot read {path} in {}", self.path.display()))?;
+        if content.len() as u64 > limit {
+            fail!(
+                Kind::Invalid,
+                "{path} in the image is larger than {limit} bytes"
+            );
+        }
+        Ok(Some(content))
+    }
+
+    fn is_plain_dir(&self, path: &str) -> Result<bool> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        Ok(self
+            .resolve(nonempty(path), flags, ResolveFlags::NO_SYMLINKS)?
+            .is_some())
+    }
+}
+
+fn nonempty(path: &str) -> &str {
+    match path.trim_start_matches('/') {
+        "" => ".",
+        path => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_stay_inside_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::write(dir.path().join("secret"), "outside").unwrap();
+        std::fs::write(root.join("etc/passwd"), "inside").unwrap();
+        symlink("/etc/passwd", root.join("absolute")).unwrap();
+        symlink("../../../../etc/passwd", root.join("up")).unwrap();
+        symlink("../secret", root.join("out")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.join("fifo"),
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let root = Root::open(&root).unwrap();
+        for path in ["etc/passwd", "/etc/passwd", "absolute", "up", "../etc/passwd"] {
+            assert_eq!(root.read(path, 100).unwrap().unwrap(), b"inside", "{path}");
+        }
+        for path in ["out", "loop", "../secret", "none", "etc/passwd/x"] {
+            assert_eq!(root.read(path, 100).unwrap(), None, "{path}");
+        }
+        assert!(root.read("etc/passwd", 3).is_err());
+        assert!(root.read("etc", 100).is_err());
+        assert!(root.read("fifo", 100).is_err());
+        assert!(root.stat("/").unwrap().unwrap().is_dir);
+        assert!(root.is_plain_dir("etc").unwrap());
+        assert!(!root.is_plain_dir("absolute").unwrap());
+    }
+}

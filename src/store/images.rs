@@ -1,0 +1,303 @@
+//! Listing, finding, deleting and pruning images.
+
+use std::collections::{BTreeMap, HashSet};
+
+use ostree::RepoPruneFlags;
+
+use super::objects::{self, NO_CANCEL, metadata_string};
+use super::{DEPLOYMENT_PREFIX, ImageTree, Store};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+use crate::image::refname::{self, IMAGE_PREFIX, RefKind, TREE_PREFIX, blob_ref, image_ref, tree_ref};
+use crate::image::{Digest, ImageConfig, Manifest};
+use crate::safefs::Files as _;
+
+/// Configs are small; larger ones are an attack.
+pub const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
+
+/// An image in the store.
+#[derive(Debug, Clone)]
+pub struct StoredImage {
+    /// Its name with tag, as pulled.
+    pub name: String,
+    /// The commit of its ref.
+    pub commit: String,
+    /// When it was pulled, seconds since 1970.
+    pub created: u64,
+    /// The manifest, unless the image is flat: its commit's tree is the root file system.
+    pub manifest: Option<Manifest>,
+    /// The exact bytes of the manifest.
+    pub manifest_text: Option<String>,
+    /// The manifest digest, or what stands for it in old stores.
+    pub digest: Option<Digest>,
+}
+
+/// A layer or config in the store.
+#[derive(Debug, Clone)]
+pub struct StoredBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// The commit of its ref.
+    pub commit: String,
+}
+
+/// One ref that could not be read, and why; listings show it and go on.
+#[derive(Debug, Clone)]
+pub struct BrokenRef {
+    /// The ref.
+    pub name: String,
+    /// Why it cannot be used.
+    pub why: String,
+}
+
+/// All images, blobs and broken refs of a store.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    /// By name.
+    pub images: Vec<StoredImage>,
+    /// By digest.
+    pub blobs: Vec<StoredBlob>,
+    /// Refs below `ociimage/` that are neither.
+    pub broken: Vec<BrokenRef>,
+}
+
+impl StoredImage {
+    /// The id shown to people: 64 hexadecimal digits.
+    pub fn id(&self) -> String {
+        self.digest
+            .map_or_else(|| self.commit.clone(), |digest| digest.hex())
+    }
+}
+
+impl Store {
+    /// Everything below `ociimage/`.
+    pub fn inventory(&self) -> Result<Inventory> {
+        let refs = self
+            .repo
+            .list_refs(None, NO_CANCEL)
+            .context(|| "cannot list the refs of the repository".into())?;
+        let refs: BTreeMap<String, String> = refs.into_iter().collect();
+        let mut inventory = Inventory::default();
+        for (name, commit) in refs {
+            if !name.starts_with(IMAGE_PREFIX) {
+                continue;
+            }
+            match refname::classify(&name) {
+                RefKind::Blob(digest) => inventory.blobs.push(StoredBlob { digest, commit }),
+                RefKind::Image(image) => match self.load_image(&image, &commit) {
+                    Ok(image) => inventory.images.push(image),
+                    Err(error) => inventory.broken.push(BrokenRef {
+                        name,
+                        why: error.to_string(),
+                    }),
+                },
+                RefKind::Unknown => inventory.broken.push(BrokenRef {
+                    name,
+                    why: "its name is not an encoded image name".into(),
+                }),
+            }
+        }
+        Ok(inventory)
+    }
+
+    fn load_image(&self, name: &str, commit: &str) -> Result<StoredImage> {
+        let metadata = objects::commit_metadata(&self.repo, commit)?;
+        let manifest_text = metadata_string(&metadata, "docker.manifest");
+        let manifest = manifest_text
+            .as_deref()
+            .map(|text| Manifest::parse(text.as_bytes()))
+            .transpose()?;
+        let digest = metadata_string(&metadata, "docker.digest")
+            .and_then(|text| text.parse().ok())
+            .or_else(|| manifest.as_ref().and_then(Manifest::config_digest));
+        Ok(StoredImage {
+            name: name.to_owned(),
+            commit: commit.to_owned(),
+            created: objects::commit_timestamp(&self.repo, commit)?,
+            manifest,
+            manifest_text,
+            digest,
+        })
+    }
+
+    /// The image stored under exactly this name.
+    pub fn image(&self, name: &str) -> Result<Option<StoredImage>> {
+        match self.resolve(&image_ref(name))? {
+            Some(commit) => self.load_image(name, &commit).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The images that `text` means: the one of that name, else all whose id starts with it.
+    pub fn find(&self, text: &str) -> Result<Vec<StoredImage>> {
+        if let Ok(reference) = text.parse::<crate::image::Reference>()
+            && let Ok(name) = reference.fallback_name()
+            && let Some(image) = self.image(&name.to_string())?
+        {
+            return Ok(vec![image]);
+        }
+        if text.len() < 4 || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
+            return Ok(Vec::new());
+        }
+        let images = self.inventory()?.images;
+        Ok(images
+            .into_iter()
+            .filter(|image| image.id().starts_with(text))
+            .collect())
+    }
+
+    /// The one image that `text` means.
+    pub fn find_one(&self, text: &str) -> Result<StoredImage> {
+        let mut found = self.find(text)?;
+        let ids: HashSet<String> = found.iter().map(StoredImage::id).collect();
+        if ids.len() > 1 {
+            fail!(Kind::Invalid, "more images matching prefix `{text}`");
+        }
+        match found.pop() {
+            Some(image) => Ok(image),
+            None => fail!(Kind::NotFound, "Cannot find image {text}."),
+        }
+    }
+
+    /// The config of an image; an empty one where the store has none (schema1, flat images, or
+    /// pruned by the original `atomic`).
+    pub fn image_config(&self, image: &StoredImage) -> Result<ImageConfig> {
+        let Some(digest) = image.manifest.as_ref().and_then(Manifest::config_digest) else {
+            let mut config = ImageConfig::default();
+            if let Some(Manifest::Schema1 { labels, .. }) = &image.manifest {
+                config.config.labels = labels.clone();
+            }
+            return Ok(config);
+        };
+        match self.image_config_text(digest)? {
+            Some(bytes) => ImageConfig::parse(&bytes),
+            None => Ok(ImageConfig::default()),
+        }
+    }
+
+    /// The exact bytes of an image config.
+    pub fn image_config_text(&self, digest: Digest) -> Result<Option<Vec<u8>>> {
+        match self.resolve(&blob_ref(digest))? {
+            Some(commit) => ImageTree::open(&self.repo, &commit)?.read("content", MAX_CONFIG_BYTES),
+            None => Ok(None),
+        }
+    }
+
+    /// Commits of an image's layers, base first.
+    pub fn layer_commits(&self, manifest: &Manifest) -> Result<Vec<String>> {
+        manifest
+            .layer_digests()
+            .into_iter()
+            .map(|digest| {
+                self.resolve(&blob_ref(digest))?.ok_or_else(|| {
+                    Error::new(
+                        Kind::NotFound,
+                        format!("Layer not found: {}.  Please pull the image again", digest.hex()),
+                    )
+                })
+            })
+            .collect()
+    }
+
+    /// The commit whose tree is the image's root file system, made now if an older program pulled
+    /// the image.
+    pub fn image_tree(&self, image: &StoredImage) -> Result<String> {
+        let (Some(manifest), Some(digest)) = (&image.manifest, image.digest) else {
+            return Ok(image.commit.clone());
+        };
+        if let Some(commit) = self.resolve(&tree_ref(digest))? {
+            return Ok(commit);
+        }
+        let layers = self.layer_commits(manifest)?;
+        let import = self.import()?;
+        let commit = import.tree(digest, &layers)?;
+        import.commit()?;
+        Ok(commit)
+    }
+
+    /// Compressed and uncompressed size of an image's layers in bytes, as far as known.
+    pub fn image_size(&self, image: &StoredImage) -> Result<(u64, u64)> {
+        let mut sizes = (0, 0);
+        for digest in image
+            .manifest
+            .as_ref()
+            .map(Manifest::layer_digests)
+            .unwrap_or_default()
+        {
+            if let Some(commit) = self.resolve(&blob_ref(digest))? {
+                let metadata = objects::commit_metadata(&self.repo, &commit)?;
+                let number = |key| {
+                    metadata_string(&metadata, key)
+                        .and_then(|text| text.parse::<u64>().ok())
+                        .unwrap_or(0)
+                };
+                sizes.0 += number("docker.size");
+                sizes.1 += number("docker.uncompressed_size");
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// Remove an image's ref. Its layers stay until [`Self::prune`].
+    pub fn delete_image(&self, image: &StoredImage) -> Result<()> {
+        self.set_ref(&image_ref(&image.name), None)
+    }
+
+    /// Remove blobs and trees that no image and no deployment uses, then objects that no ref
+    /// reaches. `removed` hears each ref that goes. Returns objects and bytes freed.
+    pub fn prune(&self, mut removed: impl FnMut(&str)) -> Result<(u64, u64)> {
+        let mut used = HashSet::new();
+        let inventory = self.inventory()?;
+        for image in &inventory.images {
+            keep(&mut used, image.manifest.as_ref(), image.digest);
+        }
+        let refs = self
+            .repo
+            .list_refs(None, NO_CANCEL)
+            .context(|| "cannot list the refs of the repository".into())?;
+        for (name, commit) in &refs {
+            if name.starts_with(DEPLOYMENT_PREFIX) {
+                let metadata = objects::commit_metadata(&self.repo, commit)?;
+                let manifest = metadata_string(&metadata, "docker.manifest")
+                    .and_then(|text| Manifest::parse(text.as_bytes()).ok());
+                let digest = metadata_string(&metadata, "docker.digest")
+                    .and_then(|text| text.parse().ok());
+                keep(&mut used, manifest.as_ref(), digest);
+            }
+        }
+        let mut refs: Vec<&String> = refs.keys().collect();
+        refs.sort();
+        for name in refs {
+            let unused = match refname::classify(name) {
+                RefKind::Blob(digest) => !used.contains(&blob_ref(digest)),
+                RefKind::Unknown if name.starts_with(TREE_PREFIX) => !used.contains(name.as_str()),
+                RefKind::Unknown => name.starts_with(IMAGE_PREFIX),
+                RefKind::Image(_) => false,
+            };
+            if unused {
+                self.set_ref(name, None)?;
+                removed(name);
+            }
+        }
+        let (_, objects, bytes) = self
+            .repo
+            .prune(RepoPruneFlags::REFS_ONLY, -1, NO_CANCEL)
+            .context(|| "cannot prune the repository".into())?;
+        Ok((u64::try_from(objects).unwrap_or(0), bytes))
+    }
+}
+
+fn keep(used: &mut HashSet<String>, manifest: Option<&Manifest>, digest: Option<Digest>) {
+    if let Some(digest) = digest {
+        used.insert(tree_ref(digest));
+    }
+    if let Some(manifest) = manifest {
+        used.extend(
+            manifest
+                .layer_digests()
+                .into_iter()
+                .chain(manifest.config_digest())
+                .map(blob_ref),
+        );
+    }
+}

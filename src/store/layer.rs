@@ -1,0 +1,601 @@
+//! Importing one layer: compressed stream in, objects and a commit out, in one pass.
+//!
+//! # Format of a layer commit
+//! The tree is the unpacked layer with whiteouts kept as ordinary `.wh.*` files. Metadata, all
+//! strings: `docker.size` (bytes as stored in the registry), `docker.uncompressed_size`,
+//! `docker.uncompressed_digest`; ours: `atomic-rs.implied` (array of strings: directories the
+//! archive implies but does not declare, whose metadata come from the layer below) and
+//! `atomic-rs.skipped` (how many device nodes, fifos and names that are not UTF-8 were left out).
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Read};
+
+use gio::prelude::*;
+use glib::Variant;
+use ostree::Repo;
+
+use super::objects::{Checksum, Commit, DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree};
+use super::tar::{Content, Entry, EntryKind, TarStream};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+use crate::image::digest::Hashing;
+use crate::image::{Descriptor, Digest};
+use crate::selinux::Labels;
+
+/// Files up to this size are written with one call; larger ones are streamed.
+const INLINE_BYTES: u64 = 256 * 1024;
+/// Deeper paths serve no image.
+const MAX_DEPTH: usize = 512;
+/// The same limit the kernel has for one path.
+const MAX_LINKS_FOLLOWED: usize = 40;
+/// More entries serve no image.
+const MAX_ENTRIES: u64 = 20_000_000;
+/// zstd's own default limit for a window: 128 MiB.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+const REGULAR: u32 = 0o100_000;
+
+/// What an imported layer turned out to be.
+#[derive(Debug, Clone)]
+pub struct ImportedLayer {
+    /// Its commit.
+    pub commit: String,
+    /// Digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Bytes of the uncompressed layer.
+    pub uncompressed_size: u64,
+    /// Entries that OSTree cannot hold.
+    pub skipped: u64,
+}
+
+/// Read one layer from `input` into the repository.
+///
+/// # Errors
+/// [`Kind::Invalid`] if the bytes are not those of `descriptor` or not a layer.
+pub fn import(
+    repo: &Repo,
+    labels: Option<&Labels>,
+    descriptor: &Descriptor,
+    max_bytes: u64,
+    input: impl Read,
+) -> Result<ImportedLayer> {
+    // One byte more than promised is enough to know that the blob is too long.
+    let mut compressed = Hashing::new(input.take(descriptor.size.saturating_add(1)));
+    let imported = {
+        let mut buffered = BufReader::with_capacity(256 * 1024, &mut compressed);
+        let unpacked = unpack(repo, labels, max_bytes, &mut buffered);
+        // To the end in every case: a damaged blob explains a damaged archive.
+        let drained = std::io::copy(&mut buffered, &mut std::io::sink());
+        drained
+            .kind(Kind::Transport, || format!("cannot read the blob {}", descriptor.digest))
+            .and(unpacked)
+    };
+    let (digest, size, _) = compressed.finish();
+    if size != descriptor.size {
+        fail!(
+            Kind::Invalid,
+            "the blob {} is damaged: it should have {} bytes and has {}{size}",
+            descriptor.digest,
+            descriptor.size,
+            if size > descriptor.size { "at least " } else { "" }
+        );
+    }
+    if digest != descriptor.digest {
+        fail!(
+            Kind::Invalid,
+            "the blob {} is damaged: its bytes have the digest {digest}",
+            descriptor.digest
+        );
+    }
+    let unpacked = imported.map_err(|error| error.within(format_args!("layer {digest}")))?;
+    let commit = Commit {
+        subject: &format!("layer {digest}"),
+        metadata: vec![
+            ("docker.size", size.to_string().to_variant()),
+            (
+                "docker.uncompressed_size",
+                unpacked.size.to_string().to_variant(),
+            ),
+            (
+                "docker.uncompressed_digest",
+                unpacked.diff_id.to_string().to_variant(),
+            ),
+            ("atomic-rs.implied", unpacked.implied.to_variant()),
+            ("atomic-rs.skipped", unpacked.skipped.to_string().to_variant()),
+        ],
+        tree: unpacked.tree,
+        meta: unpacked.meta,
+        timestamp: super::now(),
+    }
+    .write(repo)?;
+    Ok(ImportedLayer {
+        commit,
+        diff_id: unpacked.diff_id,
+        uncompressed_size: unpacked.size,
+        skipped: unpacked.skipped,
+    })
+}
+
+struct Unpacked {
+    tree: Checksum,
+    meta: Checksum,
+    implied: Vec<String>,
+    diff_id: Digest,
+    size: u64,
+    skipped: u64,
+}
+
+fn unpack(
+    repo: &Repo,
+    labels: Option<&Labels>,
+    max_bytes: u64,
+    input: &mut impl BufRead,
+) -> Result<Unpacked> {
+    let mut head = [0; 4];
+    {
+        let available = input
+            .fill_buf()
+            .kind(Kind::Transport, || "cannot read the layer".into())?;
+        let n = available.len().min(4);
+        head[..n].copy_from_slice(&available[..n]);
+    }
+    match head {
+        [0x1f, 0x8b, ..] => read_archive(
+            repo,
+            labels,
+            max_bytes,
+            flate2::bufread::MultiGzDecoder::new(input),
+        ),
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)
+                .kind(Kind::Invalid, || "cannot start zstd".into())?;
+            decoder
+                .window_log_max(ZSTD_WINDOW_LOG_MAX)
+                .kind(Kind::Invalid, || "cannot start zstd".into())?;
+            read_archive(repo, labels, max_bytes, decoder)
+        }
+        _ => read_archive(repo, labels, max_bytes, input),
+    }
+}
+
+fn read_archive(
+    repo: &Repo,
+    labels: Option<&Labels>,
+    max_bytes: u64,
+    input: impl Read,
+) -> Result<Unpacked> {
+    let mut stream = TarStream::new(Hashing::new(input.take(max_bytes.saturating_add(1))));
+    let mut builder = Builder {
+        repo,
+        labels,
+        metas: HashMap::new(),
+        root: Dir::default(),
+        skipped: 0,
+        logical: 0,
+        max_bytes,
+        buffer: Vec::new(),
+    };
+    let mut entries = 0u64;
+    while let Some(entry) = stream.next_entry()? {
+        entries += 1;
+        if entries > MAX_ENTRIES {
+            fail!(Kind::Invalid, "more than {MAX_ENTRIES} entries");
+        }
+        let shown = || String::from_utf8_lossy(&entry.path).into_owned();
+        builder
+            .add(&entry, stream.content())
+            .map_err(|error| error.within(format_args!("entry \"{}\"", shown())))?;
+    }
+    stream.drain()?;
+    let (diff_id, size, _) = stream.into_inner().finish();
+    if size > max_bytes {
+        fail!(
+            Kind::Invalid,
+            "unpacks to more than {max_bytes} bytes (max_layer_bytes in the configuration)"
+        );
+    }
+    let mut implied = Vec::new();
+    let (tree, meta) = builder.write()?;
+    builder.root.list_implied("", &mut implied);
+    Ok(Unpacked {
+        tree,
+        meta,
+        implied,
+        diff_id,
+        size,
+        skipped: builder.skipped,
+    })
+}
+
+/// A directory of the layer under construction.
+#[derive(Default)]
+struct Dir {
+    /// Nothing: implied by an entry below it.
+    meta: Option<DirMeta>,
+    entries: BTreeMap<String, Node>,
+}
+
+enum Node {
+    Dir(Dir),
+    File(Checksum),
+    Symlink(Checksum, String),
+}
+
+impl Dir {
+    fn list_implied(&self, path: &str, out: &mut Vec<String>) {
+        if self.meta.is_none() {
+            out.push(path.to_owned());
+        }
+        for (name, node) in &self.entries {
+            if let Node::Dir(dir) = node {
+                dir.list_implied(&join(path, name), out);
+            }
+        }
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}/{name}")
+    }
+}
+
+struct Builder<'a> {
+    repo: &'a Repo,
+    labels: Option<&'a Labels>,
+    metas: HashMap<DirMeta, Checksum>,
+    root: Dir,
+    skipped: u64,
+    logical: u64,
+    max_bytes: u64,
+    buffer: Vec<u8>,
+}
+
+impl Builder<'_> {
+    fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<()> {
+        let Some(path) = split(&entry.path)? else {
+            self.skip(entry, "its name is not UTF-8");
+            return Ok(());
+        };
+        let Some((name, parents)) = path.split_last() else {
+            if entry.kind != EntryKind::Directory {
+                fail!(Kind::Invalid, "the root of an image must be a directory");
+            }
+            self.root.meta = Some(self.dir_meta(entry, ""));
+            return Ok(());
+        };
+        if name == ".wh." {
+            fail!(Kind::Invalid, "a whiteout of nothing");
+        }
+        let parents = self.resolve(parents)?;
+        let full = join(&parents.join("/"), name);
+        let node = match &entry.kind {
+            EntryKind::Special => {
+                self.skip(entry, "device nodes and fifos cannot be stored");
+                return Ok(());
+            }
+            EntryKind::Directory => {
+                let meta = self.dir_meta(entry, &full);
+                let parent = self.open_dir(&parents);
+                match parent.entries.get_mut(name) {
+                    Some(Node::Dir(dir)) => dir.meta = Some(meta),
+                    _ => {
+                        parent.entries.insert(
+                            name.clone(),
+                            Node::Dir(Dir {
+                                meta: Some(meta),
+                                entries: BTreeMap::new(),
+                            }),
+                        );
+                    }
+                }
+                return Ok(());
+            }
+            EntryKind::Symlink(target) => {
+                let Ok(target) = std::str::from_utf8(target) else {
+                    self.skip(entry, "its target is not UTF-8");
+                    return Ok(());
+                };
+                let xattrs = self.xattrs(entry, &full, 0o120_000);
+                let written = self
+                    .repo
+                    .write_symlink(None, entry.uid, entry.gid, Some(&xattrs), target, NO_CANCEL)
+                    .context(|| "cannot write to the repository".into())?;
+                Node::Symlink(checksum(&written)?, target.to_owned())
+            }
+            EntryKind::HardLink(target) => {
+                let Some(found) = self.find_link_target(target)? else {
+                    fail!(
+                        Kind::Invalid,
+                        "a hard link to \"{}\", which is not a file in this layer",
+                        String::from_utf8_lossy(target)
+                    );
+                };
+                found
+            }
+            EntryKind::File { size } => Node::File(self.write_file(entry, &full, *size, content)?),
+        };
+        self.open_dir(&parents).entries.insert(name.clone(), node);
+        Ok(())
+    }
+
+    fn skip(&mut self, entry: &Entry, why: &str) {
+        tracing::debug!(path = %String::from_utf8_lossy(&entry.path), why, "left out");
+        self.skipped += 1;
+    }
+
+    fn write_file<R: Read>(
+        &mut self,
+        entry: &Entry,
+        path: &str,
+        size: u64,
+        mut content: Content<'_, R>,
+    ) -> Result<Checksum> {
+        // Holes count: a sparse file is stored with its zeros.
+        self.logical = self.logical.saturating_add(size);
+        if self.logical > self.max_bytes {
+            fail!(
+                Kind::Invalid,
+                "the files of the layer have more than {} bytes (max_layer_bytes in the configuration)",
+                self.max_bytes
+            );
+        }
+        let mode = REGULAR | entry.mode;
+        let xattrs = self.xattrs(entry, path, mode);
+        let written = if size <= INLINE_BYTES {
+            self.buffer.clear();
+            content
+                .read_to_end(&mut self.buffer)
+                .kind(Kind::Invalid, || "cannot read the content".into())?;
+            self.repo
+                .write_regfile_inline(
+                    None,
+                    entry.uid,
+                    entry.gid,
+                    mode,
+                    Some(&xattrs),
+                    &self.buffer,
+                    NO_CANCEL,
+                )
+                .context(|| "cannot write to the repository".into())?
+        } else {
+            let writer = self
+                .repo
+                .write_regfile(None, entry.uid, entry.gid, mode, size, Some(&xattrs))
+                .context(|| "cannot write to the repository".into())?;
+            self.buffer.resize(INLINE_BYTES as usize, 0);
+            loop {
+                let n = content
+                    .read(&mut self.buffer)
+                    .kind(Kind::Invalid, || "cannot read the content".into())?;
+                if n == 0 {
+                    break;
+                }
+                match writer.write_all(&self.buffer[..n], NO_CANCEL) {
+                    Ok((_, None)) => {}
+                    Ok((_, Some(error))) | Err(error) => {
+                        fail!(Kind::Failed, "cannot write to the repository: {error}")
+                    }
+                }
+            }
+            writer
+                .finish(NO_CANCEL)
+                .context(|| "cannot write to the repository".into())?
+        };
+        checksum(&written)
+    }
+
+    /// Extended attributes as libostree hashes them: sorted, names with their NUL.
+    fn xattrs(&self, entry: &Entry, path: &str, mode: u32) -> Variant {
+        self.xattr_list(entry, path, mode).to_variant()
+    }
+
+    fn xattr_list(&self, entry: &Entry, path: &str, mode: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut list: Vec<(Vec<u8>, Vec<u8>)> = entry
+            .xattrs
+            .iter()
+            .filter(|(name, _)| is_kept_xattr(name))
+            .map(|(name, value)| ([name, &b"\0"[..]].concat(), value.clone()))
+            .collect();
+        if let Some(label) = self.labels.and_then(|labels| labels.look_up(path, mode)) {
+            list.push((b"security.selinux\0".to_vec(), label));
+        }
+        list.sort();
+        list.dedup_by(|a, b| a.0 == b.0);
+        list
+    }
+
+    fn dir_meta(&self, entry: &Entry, path: &str) -> DirMeta {
+        DirMeta {
+            uid: entry.uid,
+            gid: entry.gid,
+            mode: entry.mode,
+            xattrs: self.xattr_list(entry, path, 0o040_000),
+        }
+    }
+
+    /// Where a directory path leads inside this layer: its own symbolic links are followed, with
+    /// the layer's root as `/`, as an extraction in a chroot would.
+    fn resolve(&self, path: &[String]) -> Result<Vec<String>> {
+        let mut todo: Vec<String> = path.iter().rev().cloned().collect();
+        let mut done: Vec<String> = Vec::with_capacity(path.len());
+        let mut followed = 0;
+        while let Some(name) = todo.pop() {
+            if name == ".." {
+                done.pop();
+                continue;
+            }
+            let target = match self.lookup(&done).and_then(|dir| dir.entries.get(&name)) {
+                Some(Node::Symlink(_, target)) => target,
+                _ => {
+                    done.push(name);
+                    continue;
+                }
+            };
+            followed += 1;
+            if followed > MAX_LINKS_FOLLOWED {
+                fail!(
+                    Kind::Invalid,
+                    "more than {MAX_LINKS_FOLLOWED} symbolic links on the way"
+                );
+            }
+            if target.starts_with('/') {
+                done.clear();
+            }
+            let parts = target.split('/').rev();
+            todo.extend(parts.filter(|part| !matches!(*part, "" | ".")).map(str::to_owned));
+        }
+        if done.len() > MAX_DEPTH {
+            fail!(Kind::Invalid, "deeper than {MAX_DEPTH} directories");
+        }
+        Ok(done)
+    }
+
+    fn lookup(&self, path: &[String]) -> Option<&Dir> {
+        let mut dir = &self.root;
+        for name in path {
+            match dir.entries.get(name)? {
+                Node::Dir(next) => dir = next,
+                _ => return None,
+            }
+        }
+        Some(dir)
+    }
+
+    /// The directory at a resolved path, made on the way; a file in the way gives way.
+    fn open_dir(&mut self, path: &[String]) -> &mut Dir {
+        let mut dir = &mut self.root;
+        for name in path {
+            let node = dir
+                .entries
+                .entry(name.clone())
+                .or_insert_with(|| Node::Dir(Dir::default()));
+            if !matches!(node, Node::Dir(_)) {
+                *node = Node::Dir(Dir::default());
+            }
+            let Node::Dir(next) = node else {
+                unreachable!("it was just made a directory")
+            };
+            dir = next;
+        }
+        dir
+    }
+
+    fn find_link_target(&self, target: &[u8]) -> Result<Option<Node>> {
+        let Some(path) = split(target)? else {
+            return Ok(None);
+        };
+        let Some((name, parents)) = path.split_last() else {
+            return Ok(None);
+        };
+        let parents = self.resolve(parents)?;
+        Ok(
+            match self.lookup(&parents).and_then(|dir| dir.entries.get(name)) {
+                Some(Node::File(sum)) => Some(Node::File(*sum)),
+                Some(Node::Symlink(sum, target)) => Some(Node::Symlink(*sum, target.clone())),
+                _ => None,
+            },
+        )
+    }
+
+    fn write(&mut self) -> Result<(Checksum, Checksum)> {
+        let root = std::mem::take(&mut self.root);
+        let written = self.write_dir(&root)?;
+        self.root = root;
+        Ok(written)
+    }
+
+    fn write_dir(&mut self, dir: &Dir) -> Result<(Checksum, Checksum)> {
+        let mut tree = DirTree::default();
+        for (name, node) in &dir.entries {
+            match node {
+                Node::File(sum) | Node::Symlink(sum, _) => {
+                    tree.files.insert(name.clone(), *sum);
+                }
+                Node::Dir(below) => {
+                    tree.dirs.insert(name.clone(), self.write_dir(below)?);
+                }
+            }
+        }
+        let meta = dir.meta.clone().unwrap_or_default();
+        let meta = match self.metas.get(&meta) {
+            Some(sum) => *sum,
+            None => {
+                let sum = write_dirmeta(self.repo, &meta)?;
+                self.metas.insert(meta, sum);
+                sum
+            }
+        };
+        Ok((write_dirtree(self.repo, &tree)?, meta))
+    }
+}
+
+/// The components of a path in an archive; nothing if a name is not UTF-8.
+fn split(path: &[u8]) -> Result<Option<Vec<String>>> {
+    if path.contains(&0) {
+        fail!(Kind::Invalid, "a path with a NUL byte");
+    }
+    let Ok(path) = std::str::from_utf8(path) else {
+        return Ok(None);
+    };
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    "a path with \"..\" could leave the image",
+                ));
+            }
+            part if part.len() > 255 => fail!(Kind::Invalid, "a name longer than 255 bytes"),
+            part => parts.push(part.to_owned()),
+        }
+    }
+    Ok(Some(parts))
+}
+
+/// Which extended attributes of an image are kept. Labels come from the host's policy, and
+/// overlayfs must not be told stories by an image that becomes its lower layer.
+fn is_kept_xattr(name: &[u8]) -> bool {
+    if name.contains(&0) {
+        return false;
+    }
+    name == b"security.capability"
+        || name.starts_with(b"system.posix_acl_")
+        || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_split_and_escapes_refused() {
+        assert_eq!(split(b"./a//b/").unwrap().unwrap(), ["a", "b"]);
+        assert_eq!(split(b"/a").unwrap().unwrap(), ["a"]);
+        assert!(split(b"./").unwrap().unwrap().is_empty());
+        assert!(split(b"a/../b").is_err());
+        assert!(split(b"..").is_err());
+        assert!(split(b"a\0b").is_err());
+        assert!(split(&[b'a'; 256]).is_err());
+        assert_eq!(split(b"\xff").unwrap(), None);
+    }
+
+    #[test]
+    fn only_harmless_attributes_are_kept() {
+        for (name, kept) in [
+            ("user.mime", true),
+            ("security.capability", true),
+            ("system.posix_acl_access", true),
+            ("security.selinux", false),
+            ("trusted.overlay.opaque", false),
+            ("user.overlay.opaque", false),
+            ("security.ima", false),
+        ] {
+            assert_eq!(is_kept_xattr(name.as_bytes()), kept, "{name}");
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Images in the OSTree repository.
+//!
+//! # Refs and commits
+//! - `ociimage/<encoded name>`: an image. Tree: `/manifest.json`. Metadata: `docker.manifest` (the
+//!   exact text), `docker.digest`, `signatures`.
+//! - `ociimage/<64 hex>`: a layer (see [`layer`]) or an image config (tree: `/content`).
+//! - `ociimage-tree/<64 hex>`: the merged tree of the image with this manifest digest.
+//! - `atomic-deployment/<name>/<slot>`: the tree a deployment was made from; it keeps all that the
+//!   deployment needs from being pruned.
+//!
+//! The layout is the one skopeo's old `ostree:` destination wrote, so repositories of existing
+//! hosts are read and extended in place.
+
+pub mod images;
+pub mod layer;
+pub mod objects;
+pub mod tar;
+pub mod tree;
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use glib::prelude::*;
+use ostree::{Repo, RepoCheckoutAtOptions, RepoCheckoutMode, RepoCheckoutOverwriteMode, RepoMode};
+
+use crate::config::Config;
+use crate::error::{Context as _, Kind, Result};
+use crate::image::refname::{blob_ref, image_ref, tree_ref};
+use crate::image::{Descriptor, Digest, Manifest};
+use crate::safefs::{self, Lock};
+use crate::selinux::Labels;
+use crate::{fail, image};
+use objects::{Commit, DirMeta, DirTree, NO_CANCEL, write_dirmeta, write_dirtree};
+
+pub use tree::ImageTree;
+
+/// The repository of a host that has OSTree for itself.
+const HOST_REPOSITORY: &str = "/ostree/repo";
+/// Prefix of the refs that pin what deployments need.
+pub const DEPLOYMENT_PREFIX: &str = "atomic-deployment/";
+
+/// The store, open, with its lock held: shared for use, exclusive for pruning.
+pub struct Store {
+    repo: Repo,
+    path: Utf8PathBuf,
+    max_layer_bytes: u64,
+    _lock: Lock,
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
+
+impl Store {
+    /// Open the store, creating it where there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if repository and checkouts are on different file systems, or the
+    /// repository is of a kind that has no files to link.
+    pub fn open(config: &Config) -> Result<Self> {
+        Self::open_locked(config, safefs::Mode::Shared)
+    }
+
+    /// The same with everybody else kept out, for pruning.
+    pub fn open_exclusive(config: &Config) -> Result<Self> {
+        Self::open_locked(config, safefs::Mode::Exclusive)
+    }
+
+    /// Open the store only if it exists: a listing creates nothing.
+    pub fn open_existing(config: &Config) -> Result<Option<Self>> {
+        if !config.checkouts.is_dir() {
+            return Ok(None);
+        }
+        let path = repository_path(config);
+        if !path.join("config").exists() {
+            return Ok(None);
+        }
+        Self::open(config).map(Some)
+    }
+
+    fn open_locked(config: &Config, mode: safefs::Mode) -> Result<Self> {
+        safefs::make_private_dir(config.checkouts.as_std_path())?;
+        let lock = Lock::take(
+            config.checkouts.join(".lock").as_std_path(),
+            mode,
+            "the store",
+        )?;
+        let path = repository_path(config);
+        let repo = Repo::new_for_path(&path);
+        if path.join("config").exists() {
+            repo.open(NO_CANCEL)
+                .context(|| format!("cannot open the repository {path}"))?;
+        } else {
+            create(&repo, &path)?;
+        }
+        if repo.mode() != RepoMode::Bare {
+            fail!(
+                Kind::Invalid,
+                "the repository {path} is not of the kind \"bare\", which deployments are linked from"
+            );
+        }
+        check_same_file_system(&path, &config.checkouts)?;
+        Ok(Self {
+            repo,
+            path,
+            max_layer_bytes: config.max_layer_bytes,
+            _lock: lock,
+        })
+    }
+
+    /// Where the repository is.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// The repository itself.
+    pub fn repo(&self) -> &Repo {
+        &self.repo
+    }
+
+    /// The commit a ref points to.
+    pub fn resolve(&self, name: &str) -> Result<Option<String>> {
+        self.repo
+            .resolve_rev(name, true)
+            .map(|commit| commit.map(|commit| commit.to_string()))
+            .context(|| format!("cannot read the ref {name}"))
+    }
+
+    /// Point a ref to a commit, or remove it.
+    pub fn set_ref(&self, name: &str, commit: Option<&str>) -> Result<()> {
+        if commit.is_none() && self.resolve(name)?.is_none() {
+            return Ok(());
+        }
+        self.repo
+            .set_ref_immediate(None, name, commit, NO_CANCEL)
+            .context(|| format!("cannot set the ref {name}"))
+    }
+
+    /// Check out `commit` as hard links into `directory/rootfs`, which must not exist.
+    pub fn check_out(&self, commit: &str, directory: &Utf8Path) -> Result<()> {
+        let parent = std::fs::File::open(directory)
+            .context(|| format!("cannot open the directory {directory}"))?;
+        let options = RepoCheckoutAtOptions {
+            mode: RepoCheckoutMode::None,
+            overwrite_mode: RepoCheckoutOverwriteMode::None,
+            // Durability comes from one syncfs when the whole deployment is staged; and where a
+            // file has as many links as its file system can count, it is copied.
+            enable_fsync: false,
+            no_copy_fallback: false,
+            ..Default::default()
+        };
+        self.repo
+            .checkout_at(
+                Some(&options),
+                parent.as_raw_fd(),
+                "rootfs",
+                commit,
+                NO_CANCEL,
+            )
+            .context(|| format!("cannot check out {commit} to {directory}/rootfs"))
+    }
+
+    /// Start writing to the store; nothing is visible before [`Import::commit`].
+    pub fn import(&self) -> Result<Import<'_>> {
+        let transaction = self
+            .repo
+            .auto_transaction(NO_CANCEL)
+            .context(|| "cannot start a transaction in the repository".into())?;
+        Ok(Import {
+            store: self,
+            transaction,
+            labels: Labels::of_host()?,
+        })
+    }
+}
+
+/// A transaction that brings one image in.
+pub struct Import<'s> {
+    store: &'s Store,
+    transaction: ostree::TransactionGuard<'s>,
+    labels: Option<Labels>,
+}
+
+impl Import<'_> {
+    /// Import one layer from its compressed bytes.
+    pub fn layer(
+        &self,
+        descriptor: &Descriptor,
+        input: impl std::io::Read,
+    ) -> Result<layer::ImportedLayer> {
+        let imported = layer::import(
+            &self.store.repo,
+            self.labels.as_ref(),
+            descriptor,
+            self.store.max_layer_bytes,
+            input,
+        )?;
+        self.set_ref(&blob_ref(descriptor.digest), &imported.commit);
+        Ok(imported)
+    }
+
+    /// Keep an image config.
+    pub fn config(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
+        let commit = self.single_file("content", bytes, &format!("config {digest}"), |size| {
+            vec![("docker.size", size.to_variant())]
+        })?;
+        self.set_ref(&blob_ref(digest), &commit);
+        Ok(())
+    }
+
+    /// Keep a manifest under `name`, and the merged tree of its layers (commits, base first).
+    pub fn image(
+        &self,
+        name: &image::Name,
+        manifest: &[u8],
+        digest: Digest,
+        layers: &[String],
+    ) -> Result<()> {
+        let text = std::str::from_utf8(manifest)
+            .kind(Kind::Invalid, || "the manifest is not UTF-8".into())?;
+        let commit = self.single_file("manifest.json", manifest, &name.to_string(), |_| {
+            vec![
+                ("docker.manifest", text.to_variant()),
+                ("docker.digest", digest.to_string().to_variant()),
+                ("signatures", "0".to_variant()),
+            ]
+        })?;
+        self.tree(digest, layers)?;
+        self.set_ref(&image_ref(&name.to_string()), &commit);
+        Ok(())
+    }
+
+    /// Write the merged tree of an image's layers and return its commit.
+    pub fn tree(&self, manifest: Digest, layers: &[String]) -> Result<String> {
+        let (tree, meta) = tree::merge(&self.store.repo, layers)?;
+        let commit = Commit {
+            subject: &format!("tree of {manifest}"),
+            metadata: vec![("atomic-rs.format", "1".to_variant())],
+            tree,
+            meta,
+            timestamp: now(),
+        }
+        .write(&self.store.repo)?;
+        self.set_ref(&tree_ref(manifest), &commit);
+        Ok(commit)
+    }
+
+    /// Make everything visible and durable at once.
+    pub fn commit(self) -> Result<()> {
+        self.transaction
+            .commit(NO_CANCEL)
+            .map(|_| ())
+            .context(|| "cannot commit to the repository".into())
+    }
+
+    fn set_ref(&self, name: &str, commit: &str) {
+        self.store
+            .repo
+            .transaction_set_ref(None, name, Some(commit));
+    }
+
+    fn single_file<'k>(
+        &self,
+        file: &str,
+        bytes: &[u8],
+        subject: &str,
+        metadata: impl FnOnce(String) -> Vec<(&'k str, glib::Variant)>,
+    ) -> Result<String> {
+        let repo = &self.store.repo;
+        let written = repo
+            .write_regfile_inline(None, 0, 0, 0o100_644, None, bytes, NO_CANCEL)
+            .context(|| "cannot write to the repository".into())?;
+        let mut tree = DirTree::default();
+        tree.files
+            .insert(file.to_owned(), objects::checksum(&written)?);
+        Commit {
+            subject,
+            metadata: metadata(bytes.len().to_string()),
+            tree: write_dirtree(repo, &tree)?,
+            meta: write_dirmeta(repo, &DirMeta::default())?,
+            timestamp: now(),
+        }
+        .write(repo)
+    }
+}
+
+/// Which layers and configs of `manifest` are not in the store yet.
+pub fn missing_blobs<'m>(store: &Store, manifest: &'m Manifest) -> Result<Vec<&'m Descriptor>> {
+    let Manifest::Image { config, layers, .. } = manifest else {
+        return Ok(Vec::new());
+    };
+    let mut missing: Vec<&Descriptor> = Vec::new();
+    for descriptor in layers.iter().chain([config]) {
+        let there = store.resolve(&blob_ref(descriptor.digest))?.is_some();
+        if !there && !missing.iter().any(|other| other.digest == descriptor.digest) {
+            missing.push(descriptor);
+        }
+    }
+    Ok(missing)
+}
+
+fn repository_path(config: &Config) -> Utf8PathBuf {
+    if let Some(path) = &config.repository {
+        return path.clone();
+    }
+    let own = config.checkouts.join(".storage/ostree");
+    let host = Utf8Path::new(HOST_REPOSITORY);
+    if !own.exists()
+        && host.join("config").exists()
+        && check_same_file_system(host, &config.checkouts).is_ok()
+    {
+        return host.to_owned();
+    }
+    own
+}
+
+fn create(repo: &Repo, path: &Utf8Path) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).context(|| format!("cannot create {parent}"))?;
+    }
+    repo.create(RepoMode::Bare, NO_CANCEL)
+        .context(|| format!("cannot create the repository {path}"))?;
+    // Set-uid files of every image lie below.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .context(|| format!("cannot close {path} to other users"))?;
+    let keys = repo.copy_config();
+    // Another command's long pull is no reason to fail.
+    keys.set_string("core", "lock-timeout-secs", "-1");
+    repo.write_config(&keys)
+        .context(|| format!("cannot configure the repository {path}"))
+}
+
+/// Hard links need one file system; where only bind mounts tell, the link itself does.
+fn check_same_file_system(repository: &Utf8Path, checkouts: &Utf8Path) -> Result<()> {
+    let device = |path: &Utf8Path| {
+        std::fs::metadata(path)
+            .map(|meta| meta.dev())
+            .context(|| format!("cannot stat {path}"))
+    };
+    if device(repository)? != device(checkouts)? {
+        fail!(
+            Kind::Invalid,
+            "the repository {repository} and the checkouts {checkouts} are on different file systems: deployments are hard links, so move one of them (ATOMIC_OSTREE_REPO, ATOMIC_OSTREE_CHECKOUT_PATH)"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! OSTree metadata objects as Rust values. Shapes: libostree's `ostree-core.h`.
+
+use std::collections::BTreeMap;
+
+use glib::prelude::*;
+use glib::{Variant, VariantDict};
+use ostree::{ObjectType, Repo};
+use ostree::{DirmetaVariantType, TreeVariantType};
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::digest::{hex, unhex};
+
+/// A checksum of an OSTree object.
+pub type Checksum = [u8; 32];
+
+/// No cancellation: a killed command is brought back by the journal and libostree's staging.
+pub const NO_CANCEL: Option<&gio::Cancellable> = None;
+
+/// `S_IFDIR`
+const DIRECTORY: u32 = 0o040_000;
+
+/// The entries of a directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DirTree {
+    /// Files and symbolic links.
+    pub files: BTreeMap<String, Checksum>,
+    /// Directories: their tree and their metadata.
+    pub dirs: BTreeMap<String, (Checksum, Checksum)>,
+}
+
+/// Owner and mode of a directory, with its extended attributes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DirMeta {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Extended attributes, names with their NUL, sorted.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Default for DirMeta {
+    fn default() -> Self {
+        Self {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+            xattrs: Vec::new(),
+        }
+    }
+}
+
+/// Read a checksum as libostree writes it.
+pub fn checksum(text: &str) -> Result<Checksum> {
+    unhex(text).ok_or_else(|| Error::new(Kind::Invalid, format!("\"{text}\" is not a checksum")))
+}
+
+/// Write a directory metadata object.
+pub fn write_dirmeta(repo: &Repo, meta: &DirMeta) -> Result<Checksum> {
+    let variant: Variant = (
+        meta.uid.to_be(),
+        meta.gid.to_be(),
+        (DIRECTORY | meta.mode).to_be(),
+        meta.xattrs.clone(),
+    )
+        .to_variant();
+    write(repo, ObjectType::DirMeta, &variant)
+}
+
+/// Read a directory metadata object.
+pub fn read_dirmeta(repo: &Repo, sum: &Checksum) -> Result<DirMeta> {
+    let variant = load(repo, ObjectType::DirMeta, sum)?;
+    let (uid, gid, mode, xattrs) = variant
+        .try_get::<DirmetaVariantType>()
+        .kind(Kind::Invalid, || format!("the object {} is damaged", hex(sum)))?;
+    Ok(DirMeta {
+        uid: u32::from_be(uid),
+        gid: u32::from_be(gid),
+        mode: u32::from_be(mode) & 0o7777,
+        xattrs,
+    })
+}
+
+/// Write a directory.
+pub fn write_dirtree(repo: &Repo, tree: &DirTree) -> Result<Checksum> {
+    let value: TreeVariantType = (
+        tree.files
+            .iter()
+            .map(|(name, sum)| (name.clone(), sum.to_vec()))
+            .collect(),
+        tree.dirs
+            .iter()
+            .map(|(name, (tree, meta))| (name.clone(), tree.to_vec(), meta.to_vec()))
+            .collect(),
+    );
+    write(repo, ObjectType::DirTree, &value.to_variant())
+}
+
+/// Read a directory.
+pub fn read_dirtree(repo: &Repo, sum: &Checksum) -> Result<DirTree> {
+    let damaged = || Error::new(Kind::Invalid, format!("the object {} is damaged", hex(sum)));
+    let variant = load(repo, ObjectType::DirTree, sum)?;
+    let (files, dirs) = variant
+        .try_get::<TreeVariantType>()
+        .map_err(|_| damaged())?;
+    let sum_of = |bytes: Vec<u8>| Checksum::try_from(bytes).map_err(|_| damaged());
+    Ok(DirTree {
+        files: files
+            .into_iter()
+            .map(|(name, sum)| Ok((name, sum_of(sum)?)))
+            .collect::<Result<_>>()?,
+        dirs: dirs
+            .into_iter()
+            .map(|(name, tree, meta)| Ok((name, (sum_of(tree)?, sum_of(meta)?))))
+            .collect::<Result<_>>()?,
+    })
+}
+
+/// A commit without parent.
+pub struct Commit<'a> {
+    /// One line.
+    pub subject: &'a str,
+    /// `docker.*` keys and ours.
+    pub metadata: Vec<(&'a str, Variant)>,
+    /// Root directory.
+    pub tree: Checksum,
+    /// Metadata of the root directory.
+    pub meta: Checksum,
+    /// Seconds since 1970.
+    pub timestamp: u64,
+}
+
+impl Commit<'_> {
+    /// Write it and return its checksum as text.
+    pub fn write(&self, repo: &Repo) -> Result<String> {
+        let dict = VariantDict::new(None);
+        for (key, value) in &self.metadata {
+            dict.insert_value(key, value);
+        }
+        let variant = Variant::tuple_from_iter([
+            dict.end(),
+            Vec::<u8>::new().to_variant(),
+            Vec::<(String, Vec<u8>)>::new().to_variant(),
+            self.subject.to_variant(),
+            "".to_variant(),
+            self.timestamp.to_be().to_variant(),
+            self.tree.to_vec().to_variant(),
+            self.meta.to_vec().to_variant(),
+        ]);
+        Ok(hex(&write(repo, ObjectType::Commit, &variant)?))
+    }
+}
+
+/// A commit's root directory: tree and metadata.
+pub fn commit_root(repo: &Repo, commit: &str) -> Result<(Checksum, Checksum)> {
+    let variant = load_commit(repo, commit)?;
+    let part = |index| {
+        variant
+            .child_value(index)
+            .get::<Vec<u8>>()
+            .and_then(|bytes| Checksum::try_from(bytes).ok())
+            .ok_or_else(|| Error::new(Kind::Invalid, format!("the commit {commit} is damaged")))
+    };
+    Ok((part(6)?, part(7)?))
+}
+
+/// The metadata dictionary of a commit.
+pub fn commit_metadata(repo: &Repo, commit: &str) -> Result<VariantDict> {
+    let variant = load_commit(repo, commit)?;
+    Ok(VariantDict::new(Some(&variant.child_value(0))))
+}
+
+/// When a commit was made, seconds since 1970.
+pub fn commit_timestamp(repo: &Repo, commit: &str) -> Result<u64> {
+    Ok(ostree::commit_get_timestamp(&load_commit(repo, commit)?))
+}
+
+/// A string among a commit's metadata.
+pub fn metadata_string(dict: &VariantDict, key: &str) -> Option<String> {
+    dict.lookup_value(key, None)?.get::<String>()
+}
+
+fn load_commit(repo: &Repo, commit: &str) -> Result<Variant> {
+    repo.load_commit(commit)
+        .map(|(variant, _)| variant)
+        .context(|| format!("cannot read the commit {commit}"))
+}
+
+fn load(repo: &Repo, kind: ObjectType, sum: &Checksum) -> Result<Variant> {
+    repo.load_variant(kind, &hex(sum))
+        .context(|| format!("cannot read the object {}", hex(sum)))
+}
+
+fn write(repo: &Repo, kind: ObjectType, variant: &Variant) -> Result<Checksum> {
+    let written = repo
+        .write_metadata(kind, None, variant, NO_CANCEL)
+        .context(|| "cannot write to the repository".into())?;
+    checksum(&written.to_string())
+}

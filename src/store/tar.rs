@@ -1,0 +1,453 @@
+//! Reading tar entries from a stream: strict, limited, never touching the file system.
+
+use std::io::{self, Read};
+
+use tar_core::EntryType;
+use tar_core::parse::{Limits, ParseError, ParseEvent, Parser};
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+
+const BLOCK: u64 = 512;
+/// One read from below; also the buffer's first size.
+const CHUNK: usize = 128 * 1024;
+/// Headers of one entry (long names, PAX records, xattrs) never need more.
+const MAX_HEADER_BYTES: usize = 4 * 1024 * 1024;
+const MAX_PATH_BYTES: u32 = 4096;
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file of this many bytes (after filling its holes).
+    File {
+        /// Logical size in bytes.
+        size: u64,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink(Vec<u8>),
+    /// Another name for an earlier file.
+    HardLink(Vec<u8>),
+    /// A device node, fifo or something unknown: OSTree cannot hold it.
+    Special,
+}
+
+/// One entry: metadata as in the archive, nothing normalised.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The path as written.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission bits only.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Extended attributes, names without NUL.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A region of data in a sparse file.
+type Chunk = tar_core::SparseEntry;
+
+/// A stream of tar entries.
+pub struct TarStream<R> {
+    reader: R,
+    parser: Parser,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Bytes of the current entry (with padding) that are still in the stream.
+    pending: u64,
+    /// The part of `pending` that is data.
+    data: u64,
+    sparse: Option<Sparse>,
+}
+
+struct Sparse {
+    chunks: std::vec::IntoIter<Chunk>,
+    current: Option<Chunk>,
+    position: u64,
+    size: u64,
+}
+
+impl<R: Read> TarStream<R> {
+    /// Read entries from `reader`.
+    pub fn new(reader: R) -> Self {
+        Self {
+            reader,
+            parser: Parser::new(Limits {
+                max_path_len: Some(MAX_PATH_BYTES),
+                ..Limits::default()
+            }),
+            buffer: vec![0; CHUNK],
+            start: 0,
+            end: 0,
+            pending: 0,
+            data: 0,
+            sparse: None,
+        }
+    }
+
+    /// What lies below, after the end was reached.
+    pub fn into_inner(self) -> R {
+        self.reader
+    }
+
+    /// The next entry; its content, if any, comes from [`Self::content`]. Nothing at the end.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
+        self.skip_pending()?;
+        let mut wanted = 0;
+        loop {
+            while self.end - self.start < wanted {
+                if self.fill(wanted)? == 0 {
+                    let rest = &self.buffer[self.start..self.end];
+                    if rest.iter().all(|byte| *byte == 0) {
+                        // The closing zero blocks are missing or cut: every tar accepts that.
+                        return Ok(None);
+                    }
+                    fail!(Kind::Invalid, "the archive is cut off");
+                }
+            }
+            let event = self
+                .parser
+                .parse(&self.buffer[self.start..self.end])
+                .map_err(|error| malformed(&error))?;
+            match event {
+                ParseEvent::NeedData { min_bytes } => {
+                    if min_bytes > MAX_HEADER_BYTES {
+                        fail!(Kind::Invalid, "the archive is malformed: an entry has too many headers");
+                    }
+                    wanted = min_bytes.max(self.end - self.start + 1);
+                }
+                ParseEvent::GlobalExtensions { consumed, .. } => {
+                    self.start += consumed;
+                    wanted = 0;
+                }
+                ParseEvent::End { .. } => return Ok(None),
+                ParseEvent::Entry { consumed, entry } => {
+                    let size = entry.size;
+                    let parsed = convert(&entry, size)?;
+                    self.begin(consumed, size, None)?;
+                    return Ok(Some(parsed));
+                }
+                ParseEvent::SparseEntry {
+                    consumed,
+                    entry,
+                    sparse_map,
+                    real_size,
+                } => {
+                    check_sparse(&sparse_map, entry.size, real_size)?;
+                    let parsed = convert(&entry, real_size)?;
+                    let size = entry.size;
+                    let mut chunks = sparse_map.into_iter();
+                    let current = chunks.next();
+                    self.begin(
+                        consumed,
+                        size,
+                        Some(Sparse {
+                            chunks,
+                            current,
+                            position: 0,
+                            size: real_size,
+                        }),
+                    )?;
+                    return Ok(Some(parsed));
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, consumed: usize, size: u64, sparse: Option<Sparse>) -> Result<()> {
+        self.start += consumed;
+        self.data = size;
+        self.pending = size
+            .checked_next_multiple_of(BLOCK)
+            .ok_or_else(|| Error::new(Kind::Invalid, "the archive is malformed: absurd size"))?;
+        self.sparse = sparse;
+        Ok(())
+    }
+
+    /// A reader of the current entry's content, holes filled with zeros.
+    pub fn content(&mut self) -> Content<'_, R> {
+        Content { stream: self }
+    }
+
+    /// Read to the true end of the stream, so that digests cover all of it. Returns how many bytes
+    /// followed the archive.
+    pub fn drain(&mut self) -> Result<u64> {
+        let buffered = (self.end - self.start) as u64;
+        self.start = self.end;
+        let rest = io::copy(&mut self.reader, &mut io::sink())
+            .kind(Kind::Invalid, || "cannot read the layer to its end".into())?;
+        Ok(buffered + rest)
+    }
+
+    fn skip_pending(&mut self) -> Result<()> {
+        while self.pending > 0 {
+            if self.start == self.end && self.fill(1)? == 0 {
+                // A missing padding after the last entry hurts nobody, missing data does.
+                if self.data > 0 {
+                    fail!(Kind::Invalid, "the archive is cut off");
+                }
+                self.pending = 0;
+                break;
+            }
+            let take = self.pending.min((self.end - self.start) as u64);
+            self.start += take as usize;
+            self.pending -= take;
+            self.data = self.data.saturating_sub(take);
+        }
+        Ok(())
+    }
+
+    /// Read some more into the buffer, making room for `wanted` bytes in all.
+    fn fill(&mut self, wanted: usize) -> Result<usize> {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.buffer.len() < wanted || self.end == self.buffer.len() {
+            self.buffer
+                .resize((self.buffer.len() * 2).max(wanted.next_multiple_of(CHUNK)), 0);
+        }
+        let n = read_retrying(&mut self.reader, &mut self.buffer[self.end..])
+            .kind(Kind::Invalid, || "cannot read the layer".into())?;
+        self.end += n;
+        Ok(n)
+    }
+
+    /// Raw data of the current entry.
+    fn read_data(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let limit = usize::try_from(self.data).unwrap_or(usize::MAX).min(out.len());
+        if limit == 0 {
+            return Ok(0);
+        }
+        let buffered = self.end - self.start;
+        let n = if buffered > 0 {
+            let n = buffered.min(limit);
+            out[..n].copy_from_slice(&self.buffer[self.start..self.start + n]);
+            self.start += n;
+            n
+        } else {
+            read_retrying(&mut self.reader, &mut out[..limit])?
+        };
+        if n == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive is cut off",
+            ));
+        }
+        self.data -= n as u64;
+        self.pending -= n as u64;
+        Ok(n)
+    }
+}
+
+/// The content of the current entry.
+pub struct Content<'a, R> {
+    stream: &'a mut TarStream<R>,
+}
+
+impl<R: Read> Read for Content<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let Some(mut sparse) = self.stream.sparse.take() else {
+            return self.stream.read_data(out);
+        };
+        let result = self.read_sparse(&mut sparse, out);
+        self.stream.sparse = Some(sparse);
+        result
+    }
+}
+
+impl<R: Read> Content<'_, R> {
+    fn read_sparse(&mut self, sparse: &mut Sparse, out: &mut [u8]) -> io::Result<usize> {
+        while let Some(chunk) = &sparse.current {
+            if sparse.position < chunk.offset + chunk.length {
+                break;
+            }
+            sparse.current = sparse.chunks.next();
+        }
+        let (until, is_data) = match &sparse.current {
+            Some(chunk) if sparse.position >= chunk.offset => (chunk.offset + chunk.length, true),
+            Some(chunk) => (chunk.offset, false),
+            None => (sparse.size, false),
+        };
+        let left = usize::try_from(until - sparse.position).unwrap_or(usize::MAX);
+        let limit = left.min(out.len());
+        let n = if is_data {
+            self.stream.read_data(&mut out[..limit])?
+        } else {
+            out[..limit].fill(0);
+            limit
+        };
+        sparse.position += n as u64;
+        Ok(n)
+    }
+}
+
+fn read_retrying(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Chunks must lie in order, inside the file, and hold exactly the stored bytes.
+fn check_sparse(chunks: &[Chunk], stored: u64, size: u64) -> Result<()> {
+    let mut position = 0u64;
+    let mut total = 0u64;
+    for chunk in chunks {
+        let end = chunk.offset.checked_add(chunk.length);
+        match end {
+            Some(end) if chunk.offset >= position && end <= size => position = end,
+            _ => fail!(Kind::Invalid, "the archive is malformed: a sparse map is not in order"),
+        }
+        total += chunk.length;
+    }
+    if total != stored {
+        fail!(
+            Kind::Invalid,
+            "the archive is malformed: a sparse map does not fit its data"
+        );
+    }
+    Ok(())
+}
+
+fn convert(entry: &tar_core::parse::ParsedEntry<'_>, size: u64) -> Result<Entry> {
+    let id = |value: u64| {
+        u32::try_from(value).map_err(|_| {
+            Error::new(
+                Kind::Invalid,
+                format!("the archive has an owner number out of range: {value}"),
+            )
+        })
+    };
+    let target = || {
+        entry
+            .link_target
+            .as_ref()
+            .map(|target| target.to_vec())
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::Invalid,
+                    format!("the archive has a link without target: {}", entry.path_lossy()),
+                )
+            })
+    };
+    let kind = match entry.entry_type {
+        // Old archives mark directories by a closing slash alone.
+        EntryType::Regular if entry.path.ends_with(b"/") => EntryKind::Directory,
+        EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => {
+            EntryKind::File { size }
+        }
+        EntryType::Directory => EntryKind::Directory,
+        EntryType::Symlink => EntryKind::Symlink(target()?),
+        EntryType::Link => EntryKind::HardLink(target()?),
+        _ => EntryKind::Special,
+    };
+    Ok(Entry {
+        path: entry.path.to_vec(),
+        kind,
+        mode: entry.mode & 0o7777,
+        uid: id(entry.uid)?,
+        gid: id(entry.gid)?,
+        xattrs: entry
+            .xattrs
+            .iter()
+            .map(|(name, value)| (name.to_vec(), value.to_vec()))
+            .collect(),
+    })
+}
+
+fn malformed(error: &ParseError) -> Error {
+    Error::new(Kind::Invalid, format!("the archive is malformed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(bytes: &[u8]) -> Result<Vec<(String, EntryKind, Vec<u8>)>> {
+        let mut stream = TarStream::new(bytes);
+        let mut out = Vec::new();
+        while let Some(entry) = stream.next_entry()? {
+            let mut content = Vec::new();
+            stream
+                .content()
+                .read_to_end(&mut content)
+                .kind(Kind::Invalid, || "content".into())?;
+            out.push((
+                String::from_utf8_lossy(&entry.path).into_owned(),
+                entry.kind,
+                content,
+            ));
+        }
+        Ok(out)
+    }
+
+    fn archive(long: &str, content: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        builder.append_data(&mut header.clone(), long, content).unwrap();
+        builder.append_data(&mut header, "second", content).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn long_names_and_content_are_read() {
+        let long = "d/".repeat(150) + "file";
+        let content = vec![7u8; 300_000];
+        let entries = read_all(&archive(&long, &content)).unwrap();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[0].0, long);
+        assert_eq!(entries[0].2, content);
+        assert_eq!(entries[1].0, "second");
+    }
+
+    #[test]
+    fn content_that_is_not_read_is_skipped() {
+        let bytes = archive("a", &[1; 200_000]);
+        let mut stream = TarStream::new(&bytes[..]);
+        assert!(stream.next_entry().unwrap().is_some());
+        assert_eq!(stream.next_entry().unwrap().unwrap().path, b"second");
+        assert!(stream.next_entry().unwrap().is_none());
+    }
+
+    #[test]
+    fn every_cut_of_an_archive_is_an_error_or_a_clean_prefix() {
+        let bytes = archive("a", &[1; 1000]);
+        for cut in 0..bytes.len() {
+            match read_all(&bytes[..cut]) {
+                Ok(entries) => assert!(
+                    entries.iter().all(|(_, _, content)| content.len() == 1000),
+                    "{cut}"
+                ),
+                Err(error) => assert_eq!(error.kind(), Kind::Invalid),
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_without_panic() {
+        let mut seed = 1u32;
+        for _ in 0..200 {
+            let bytes: Vec<u8> = (0..2048)
+                .map(|_| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (seed >> 24) as u8
+                })
+                .collect();
+            assert!(read_all(&bytes).is_err());
+        }
+    }
+}

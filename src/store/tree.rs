@@ -1,0 +1,317 @@
+//! The merged image tree: layers laid over each other, whiteouts resolved once.
+//!
+//! Merging works on directory objects alone; no file content is read, and a subtree that only one
+//! layer has keeps its checksum.
+
+use std::collections::{BTreeMap, HashSet};
+
+use gio::prelude::*;
+use ostree::Repo;
+
+use super::objects::{
+    Checksum, DirTree, NO_CANCEL, commit_metadata, commit_root, read_dirmeta, read_dirtree,
+    write_dirtree,
+};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+use crate::image::digest::hex;
+use crate::safefs::{FileStat, Files};
+
+const WHITEOUT: &str = ".wh.";
+const OPAQUE: &str = ".wh..wh..opq";
+const MAX_LINKS_FOLLOWED: usize = 40;
+
+/// A directory of the merged tree: as stored, or changed.
+enum Merged {
+    Stored(Checksum, Checksum),
+    Open(OpenDir),
+}
+
+struct OpenDir {
+    meta: Checksum,
+    files: BTreeMap<String, Checksum>,
+    dirs: BTreeMap<String, Merged>,
+}
+
+/// Lay the trees of `layer_commits`, base first, over each other and write the result. Returns its
+/// root: tree and metadata.
+pub fn merge(repo: &Repo, layer_commits: &[String]) -> Result<(Checksum, Checksum)> {
+    let mut merged: Option<Merged> = None;
+    for commit in layer_commits {
+        let (tree, meta) = commit_root(repo, commit)?;
+        let implied: HashSet<String> = commit_metadata(repo, commit)?
+            .lookup_value("atomic-rs.implied", None)
+            .and_then(|value| value.get::<Vec<String>>())
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+        let layer = Layer { repo, implied };
+        merged = Some(layer.over(merged, &tree, meta, "")?);
+    }
+    let Some(merged) = merged else {
+        fail!(Kind::Invalid, "the image has no layers");
+    };
+    write(repo, merged)
+}
+
+struct Layer<'r> {
+    repo: &'r Repo,
+    implied: HashSet<String>,
+}
+
+impl Layer<'_> {
+    /// Lay the directory `tree` of this layer over `lower`.
+    fn over(
+        &self,
+        lower: Option<Merged>,
+        tree: &Checksum,
+        meta: Checksum,
+        path: &str,
+    ) -> Result<Merged> {
+        let upper = read_dirtree(self.repo, tree)?;
+        let opaque = upper.files.contains_key(OPAQUE);
+        let keeps_meta = self.implied.contains(path);
+        let lower = match lower {
+            Some(lower) => {
+                let mut lower = open(self.repo, lower)?;
+                if opaque {
+                    lower.files.clear();
+                    lower.dirs.clear();
+                }
+                lower
+            }
+            None => {
+                // Nothing below: the directory stands as it is, without its whiteouts.
+                let mut fresh = OpenDir {
+                    meta,
+                    files: BTreeMap::new(),
+                    dirs: BTreeMap::new(),
+                };
+                self.add(&mut fresh, &upper, path)?;
+                let unchanged = fresh.files.len() == upper.files.len()
+                    && fresh.dirs.iter().all(|(name, dir)| {
+                        matches!(dir, Merged::Stored(tree, meta)
+                            if upper.dirs.get(name) == Some(&(*tree, *meta)))
+                    });
+                return Ok(if unchanged {
+                    Merged::Stored(*tree, meta)
+                } else {
+                    Merged::Open(fresh)
+                });
+            }
+        };
+        let mut result = lower;
+        if !keeps_meta {
+            result.meta = meta;
+        }
+        self.add(&mut result, &upper, path)?;
+        Ok(Merged::Open(result))
+    }
+
+    fn add(&self, lower: &mut OpenDir, upper: &DirTree, path: &str) -> Result<()> {
+        // Whiteouts speak of the layers below, so they come before this layer's own entries.
+        for name in upper.files.keys() {
+            if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+                lower.files.remove(hidden);
+                lower.dirs.remove(hidden);
+            }
+        }
+        for (name, sum) in &upper.files {
+            if !name.starts_with(WHITEOUT) {
+                lower.dirs.remove(name);
+                lower.files.insert(name.clone(), *sum);
+            }
+        }
+        for (name, (tree, meta)) in &upper.dirs {
+            lower.files.remove(name);
+            let below = lower.dirs.remove(name);
+            let path = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}/{name}")
+            };
+            let merged = self.over(below, tree, *meta, &path)?;
+            lower.dirs.insert(name.clone(), merged);
+        }
+        Ok(())
+    }
+}
+
+fn open(repo: &Repo, dir: Merged) -> Result<OpenDir> {
+    Ok(match dir {
+        Merged::Open(dir) => dir,
+        Merged::Stored(tree, meta) => {
+            let stored = read_dirtree(repo, &tree)?;
+            OpenDir {
+                meta,
+                files: stored.files,
+                dirs: stored
+                    .dirs
+                    .into_iter()
+                    .map(|(name, (tree, meta))| (name, Merged::Stored(tree, meta)))
+                    .collect(),
+            }
+        }
+    })
+}
+
+fn write(repo: &Repo, dir: Merged) -> Result<(Checksum, Checksum)> {
+    match dir {
+        Merged::Stored(tree, meta) => Ok((tree, meta)),
+        Merged::Open(dir) => {
+            let mut tree = DirTree {
+                files: dir.files,
+                dirs: BTreeMap::new(),
+            };
+            for (name, below) in dir.dirs {
+                tree.dirs.insert(name, write(repo, below)?);
+            }
+            Ok((write_dirtree(repo, &tree)?, dir.meta))
+        }
+    }
+}
+
+/// The files of a commit, read from the store: nothing on the host can be reached through it.
+pub struct ImageTree {
+    repo: Repo,
+    root: (Checksum, Checksum),
+}
+
+enum Found {
+    File(Checksum),
+    Dir(Checksum, Checksum),
+}
+
+impl ImageTree {
+    /// The files of `commit`.
+    pub fn open(repo: &Repo, commit: &str) -> Result<Self> {
+        Ok(Self {
+            repo: repo.clone(),
+            root: commit_root(repo, commit)?,
+        })
+    }
+
+    fn find(&self, path: &str, follow: bool) -> Result<Option<Found>> {
+        let parts = |path: &str| -> Vec<String> {
+            path.split('/')
+                .rev()
+                .filter(|part| !matches!(*part, "" | "."))
+                .map(str::to_owned)
+                .collect()
+        };
+        let mut todo = parts(path);
+        let mut done = vec![self.root];
+        let mut followed = 0;
+        while let Some(name) = todo.pop() {
+            if name == ".." {
+                if done.len() > 1 {
+                    done.pop();
+                }
+                continue;
+            }
+            let here = done.last().map_or(self.root, |dir| *dir);
+            let dir = read_dirtree(&self.repo, &here.0)?;
+            if let Some(below) = dir.dirs.get(&name) {
+                done.push(*below);
+                continue;
+            }
+            let Some(sum) = dir.files.get(&name) else {
+                return Ok(None);
+            };
+            match self.symlink_target(sum)? {
+                Some(_) if !follow => return Ok(None),
+                Some(target) => {
+                    followed += 1;
+                    if followed > MAX_LINKS_FOLLOWED {
+                        return Ok(None);
+                    }
+                    if target.starts_with('/') {
+                        done.truncate(1);
+                    }
+                    todo.extend(parts(&target));
+                }
+                None if todo.is_empty() => return Ok(Some(Found::File(*sum))),
+                None => return Ok(None),
+            }
+        }
+        let (tree, meta) = done.last().map_or(self.root, |dir| *dir);
+        Ok(Some(Found::Dir(tree, meta)))
+    }
+
+    fn load(&self, sum: &Checksum) -> Result<(Option<gio::InputStream>, gio::FileInfo)> {
+        let (stream, info, _) = self
+            .repo
+            .load_file(&hex(sum), NO_CANCEL)
+            .context(|| format!("cannot read the object {}", hex(sum)))?;
+        Ok((stream, info))
+    }
+
+    fn symlink_target(&self, sum: &Checksum) -> Result<Option<String>> {
+        let (_, info) = self.load(sum)?;
+        if info.file_type() != gio::FileType::SymbolicLink {
+            return Ok(None);
+        }
+        Ok(info
+            .symlink_target()
+            .map(|target| target.to_string_lossy().into_owned()))
+    }
+}
+
+impl Files for ImageTree {
+    fn stat(&self, path: &str) -> Result<Option<FileStat>> {
+        Ok(match self.find(path, true)? {
+            None => None,
+            Some(Found::Dir(_, meta)) => {
+                let meta = read_dirmeta(&self.repo, &meta)?;
+                Some(FileStat {
+                    is_dir: true,
+                    mode: meta.mode,
+                    uid: meta.uid,
+                    gid: meta.gid,
+                })
+            }
+            Some(Found::File(sum)) => {
+                let (_, info) = self.load(&sum)?;
+                Some(FileStat {
+                    is_dir: false,
+                    mode: info.attribute_uint32("unix::mode") & 0o7777,
+                    uid: info.attribute_uint32("unix::uid"),
+                    gid: info.attribute_uint32("unix::gid"),
+                })
+            }
+        })
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let sum = match self.find(path, true)? {
+            None => return Ok(None),
+            Some(Found::Dir(..)) => fail!(Kind::Invalid, "{path} in the image is a directory"),
+            Some(Found::File(sum)) => sum,
+        };
+        let (stream, info) = self.load(&sum)?;
+        let size = u64::try_from(info.size()).unwrap_or(u64::MAX);
+        if size > limit {
+            fail!(
+                Kind::Invalid,
+                "{path} in the image is larger than {limit} bytes"
+            );
+        }
+        let Some(stream) = stream else {
+            fail!(Kind::Invalid, "{path} in the image is not a regular file");
+        };
+        let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
+        let (n, error) = stream
+            .read_all(&mut content, NO_CANCEL)
+            .map(|(n, error)| (n, error))
+            .context(|| format!("cannot read {path}"))?;
+        if let Some(error) = error {
+            fail!(Kind::Failed, "cannot read {path}: {error}");
+        }
+        content.truncate(n);
+        Ok(Some(content))
+    }
+
+    fn is_plain_dir(&self, path: &str) -> Result<bool> {
+        Ok(matches!(self.find(path, false)?, Some(Found::Dir(..))))
+    }
+}

@@ -1,0 +1,223 @@
+//! `org.freedesktop.systemd1.Manager`. Source: org.freedesktop.systemd1(5).
+
+use std::collections::HashMap;
+
+use futures_util::StreamExt as _;
+
+use zbus::{Connection, OwnedObjectPath, block_on, proxy};
+
+use crate::error::{Error, Kind, Result};
+use crate::fail;
+
+/// One row of `ListUnitsByNames`.
+type UnitRow = (
+    String,
+    String,
+    String,
+    String,
+    String,
+    String,
+    OwnedObjectPath,
+    u32,
+    String,
+    OwnedObjectPath,
+);
+
+/// One link that enabling or disabling a unit made or removed: kind, link, target.
+type Change = (String, String, String);
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Systemd {
+    async fn subscribe(&self) -> zbus::Result<()>;
+    async fn reload(&self) -> zbus::Result<()>;
+    async fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    async fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    async fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
+    async fn enable_unit_files(
+        &self,
+        files: &[&str],
+        runtime: bool,
+        force: bool,
+    ) -> zbus::Result<(bool, Vec<Change>)>;
+    async fn reenable_unit_files(
+        &self,
+        files: &[&str],
+        runtime: bool,
+        force: bool,
+    ) -> zbus::Result<(bool, Vec<Change>)>;
+    async fn disable_unit_files(
+        &self,
+        files: &[&str],
+        runtime: bool,
+    ) -> zbus::Result<Vec<Change>>;
+    async fn get_unit_file_state(&self, file: &str) -> zbus::Result<String>;
+    async fn list_units_by_names(&self, names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
+
+    #[zbus(signal)]
+    fn job_removed(
+        &self,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: String,
+        result: String,
+    ) -> zbus::Result<()>;
+}
+
+/// What a unit is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitStatus {
+    /// `loaded`, `not-found`, …
+    pub load: String,
+    /// `active`, `inactive`, `failed`, `activating`, …
+    pub active: String,
+    /// `running`, `dead`, `auto-restart`, …
+    pub sub: String,
+}
+
+impl UnitStatus {
+    /// True if the unit runs or is about to.
+    pub fn is_active(&self) -> bool {
+        matches!(self.active.as_str(), "active" | "activating" | "reloading")
+    }
+}
+
+/// A connection to the service manager.
+#[derive(Debug)]
+pub struct Manager {
+    proxy: SystemdProxy<'static>,
+}
+
+impl Manager {
+    /// Connect to the system's manager.
+    ///
+    /// # Errors
+    /// [`Kind::Systemd`] where there is no D-Bus or no systemd.
+    pub fn system() -> Result<Self> {
+        let connect = async {
+            let connection = Connection::system().await?;
+            let proxy = SystemdProxy::new(&connection).await?;
+            // Without a subscription systemd sends no signals about jobs.
+            proxy.subscribe().await?;
+            Ok::<_, zbus::Error>(proxy)
+        };
+        block_on(connect)
+            .map(|proxy| Self { proxy })
+            .map_err(|error| {
+                Error::new(
+                    Kind::Systemd,
+                    format!("cannot reach systemd over D-Bus: {error}"),
+                )
+            })
+    }
+
+    /// `daemon-reload`.
+    pub fn reload(&self) -> Result<()> {
+        block_on(self.proxy.reload()).map_err(|error| explain("daemon-reload", &error))
+    }
+
+    /// Start a unit and wait for the job to end.
+    ///
+    /// # Errors
+    /// [`Kind::Systemd`] unless the job's result is `done`.
+    pub fn start(&self, unit: &str) -> Result<()> {
+        self.job(unit, "start")
+    }
+
+    /// Stop a unit and wait for the job to end; a unit that is not loaded is stopped.
+    pub fn stop(&self, unit: &str) -> Result<()> {
+        if self.status(unit)?.load == "not-found" {
+            return Ok(());
+        }
+        self.job(unit, "stop")
+    }
+
+    fn job(&self, unit: &str, verb: &str) -> Result<()> {
+        let run = async {
+            let mut removed = self.proxy.receive_job_removed().await?;
+            let job = match verb {
+                "start" => self.proxy.start_unit(unit, "replace").await?,
+                _ => self.proxy.stop_unit(unit, "replace").await?,
+            };
+            while let Some(signal) = removed.next().await {
+                let args = signal.args()?;
+                if args.job == job {
+                    return Ok(Some(args.result.clone()));
+                }
+            }
+            Ok::<_, zbus::Error>(None)
+        };
+        match block_on(run).map_err(|error| explain(&format!("{verb} {unit}"), &error))? {
+            Some(result) if result == "done" => Ok(()),
+            Some(result) => fail!(
+                Kind::Systemd,
+                "systemd could not {verb} {unit}: the job ended as \"{result}\""
+            ),
+            None => fail!(
+                Kind::Systemd,
+                "systemd went away while it was to {verb} {unit}"
+            ),
+        }
+    }
+
+    /// Forget that a unit failed, so that its start limit does not stand in the way.
+    pub fn reset_failed(&self, unit: &str) {
+        // A unit that is not loaded has nothing to forget.
+        if let Err(error) = block_on(self.proxy.reset_failed_unit(unit)) {
+            tracing::debug!(unit, %error, "reset-failed");
+        }
+    }
+
+    /// `enable`.
+    pub fn enable(&self, unit: &str) -> Result<()> {
+        block_on(self.proxy.enable_unit_files(&[unit], false, false))
+            .map(|_| ())
+            .map_err(|error| explain(&format!("enable {unit}"), &error))
+    }
+
+    /// `reenable`: follow a changed `[Install]` section.
+    pub fn reenable(&self, unit: &str) -> Result<()> {
+        block_on(self.proxy.reenable_unit_files(&[unit], false, false))
+            .map(|_| ())
+            .map_err(|error| explain(&format!("reenable {unit}"), &error))
+    }
+
+    /// `disable`.
+    pub fn disable(&self, unit: &str) -> Result<()> {
+        block_on(self.proxy.disable_unit_files(&[unit], false))
+            .map(|_| ())
+            .map_err(|error| explain(&format!("disable {unit}"), &error))
+    }
+
+    /// True if the unit is enabled.
+    pub fn is_enabled(&self, unit: &str) -> bool {
+        block_on(self.proxy.get_unit_file_state(unit)).is_ok_and(|state| state == "enabled")
+    }
+
+    /// What one unit is doing.
+    pub fn status(&self, unit: &str) -> Result<UnitStatus> {
+        let mut all = self.statuses(&[unit])?;
+        all.remove(unit)
+            .ok_or_else(|| Error::new(Kind::Systemd, format!("systemd does not know {unit}")))
+    }
+
+    /// What any number of units are doing, in one round trip.
+    pub fn statuses(&self, units: &[&str]) -> Result<HashMap<String, UnitStatus>> {
+        if units.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = block_on(self.proxy.list_units_by_names(units))
+            .map_err(|error| explain("list units", &error))?;
+        Ok(rows
+            .into_iter()
+            .map(|(name, _, load, active, sub, ..)| (name, UnitStatus { load, active, sub }))
+            .collect())
+    }
+}
+
+fn explain(what: &str, error: &zbus::Error) -> Error {
+    Error::new(Kind::Systemd, format!("systemd: {what}: {error}"))
+}

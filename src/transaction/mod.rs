@@ -1,0 +1,13 @@
+//! A change to a container as data: shown, journaled, applied, undone, recovered by one engine.
+//!
+//! A plan has phases; each is written to the journal, durably, before its first effect. The switch
+//! of the container's symlink is the commit point: recovery goes forward if it happened and back
+//! if it did not.
+
+mod engine;
+mod plan;
+mod step;
+
+pub use engine::{Applied, apply, recover};
+pub use plan::{Direction, Journal, Phase, Plan};
+pub use step::{DeployFile, Host, Step};

@@ -1,0 +1,489 @@
+//! Steps: data that can be shown, done, undone, and repeated after a crash.
+//!
+//! Every step finds out from the disk what is already done, so that doing it twice is doing it
+//! once, and undoing what was not done is nothing.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::path::Path;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use crate::config::Config;
+use crate::deployment::{Paths, Slot};
+use crate::error::{Context as _, Result};
+use crate::safefs;
+use crate::store::Store;
+use crate::systemd::{Manager, tmpfiles};
+
+/// The host a plan is applied to.
+pub struct Host<'c> {
+    config: &'c Config,
+    manager: OnceCell<Manager>,
+    offline: bool,
+}
+
+impl<'c> Host<'c> {
+    /// A host whose service manager is reached when first needed.
+    pub fn new(config: &'c Config) -> Self {
+        Self {
+            config,
+            manager: OnceCell::new(),
+            offline: false,
+        }
+    }
+
+    /// A host whose service manager is not up yet (early boot): steps change files only.
+    pub fn offline(config: &'c Config) -> Self {
+        Self {
+            offline: true,
+            ..Self::new(config)
+        }
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &'c Config {
+        self.config
+    }
+
+    /// Its service manager.
+    pub fn manager(&self) -> Result<&Manager> {
+        if self.manager.get().is_none() {
+            // Nobody else sets it: the cell is ours and this is one thread.
+            let _ = self.manager.set(Manager::system()?);
+        }
+        self.manager.get().ok_or_else(|| {
+            crate::error::Error::new(crate::error::Kind::Systemd, "systemd cannot be reached")
+        })
+    }
+
+    fn with_manager(&self, act: impl FnOnce(&Manager) -> Result<()>) -> Result<()> {
+        if self.offline {
+            return Ok(());
+        }
+        act(self.manager()?)
+    }
+}
+
+/// A file of a deployment directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployFile {
+    /// Its name there.
+    pub name: String,
+    /// Its text.
+    pub content: String,
+    /// Its mode.
+    pub mode: u32,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// Stage a complete deployment beside its slot.
+    Deploy {
+        /// Where it will go.
+        slot: Slot,
+        /// The tree to check out; nothing for a remote root file system.
+        commit: Option<String>,
+        /// The remote root file system.
+        remote: Option<Utf8PathBuf>,
+        /// Everything but the root file system.
+        files: Vec<DeployFile>,
+    },
+    /// Move a ref of the store.
+    SetRef {
+        /// The ref.
+        name: String,
+        /// Where it points before.
+        from: Option<String>,
+        /// Where it points after.
+        to: Option<String>,
+    },
+    /// Write a new version of a host file beside it.
+    StageFile {
+        /// The file.
+        target: Utf8PathBuf,
+        /// Its new text.
+        content: String,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Stop the unit.
+    StopUnit {
+        /// The unit.
+        unit: String,
+    },
+    /// Empty what a tmpfiles.d text says, all of it volatile.
+    RemoveVolatile {
+        /// tmpfiles.d lines.
+        lines: String,
+    },
+    /// Take the links of a unit's `[Install]` section away.
+    Disable {
+        /// The unit.
+        unit: String,
+    },
+    /// Move the staged deployment into its slot; what was there waits aside.
+    PlaceDeployment {
+        /// The slot.
+        slot: Slot,
+    },
+    /// Move the deployment in a slot aside.
+    RemoveDeployment {
+        /// The slot.
+        slot: Slot,
+    },
+    /// Move the staged version of a host file into place.
+    PlaceFile {
+        /// The file.
+        target: Utf8PathBuf,
+        /// Whether there is one to replace.
+        replaces: bool,
+    },
+    /// Move a host file aside.
+    RemoveFile {
+        /// The file.
+        target: Utf8PathBuf,
+    },
+    /// Point `NAME` at another slot. This is the commit point of every plan.
+    Switch {
+        /// The slot before.
+        from: Option<Slot>,
+        /// The slot after.
+        to: Option<Slot>,
+    },
+    /// Make systemd read its units again.
+    Reload,
+    /// Make the links of a unit's `[Install]` section.
+    Enable {
+        /// The unit.
+        unit: String,
+    },
+    /// Follow a changed `[Install]` section.
+    Reenable {
+        /// The unit.
+        unit: String,
+    },
+    /// Create what an installed tmpfiles.d file says.
+    CreateTmpfiles {
+        /// The file.
+        file: Utf8PathBuf,
+    },
+    /// Start the unit.
+    StartUnit {
+        /// The unit.
+        unit: String,
+    },
+    /// Drop the deployment that gave way.
+    DropDeployment {
+        /// Its slot.
+        slot: Slot,
+    },
+    /// Drop the version of a host file that gave way.
+    DropFile {
+        /// The file.
+        target: Utf8PathBuf,
+    },
+    /// Remove a directory of the container's own, with all below it.
+    RemoveTree {
+        /// The directory.
+        path: Utf8PathBuf,
+    },
+    /// Remove a directory if it is empty.
+    RemoveEmptyDir {
+        /// The directory.
+        path: Utf8PathBuf,
+    },
+}
+
+impl Step {
+    /// Do it, or what is left of it.
+    pub fn apply(&self, host: &Host<'_>, paths: &Paths, plan: &Plan) -> Result<()> {
+        let id = plan.id.as_str();
+        match self {
+            Self::Deploy {
+                slot,
+                commit,
+                remote,
+                files,
+            } => deploy(host, &paths.staged(*slot, id), commit.as_deref(), remote.as_deref(), files),
+            Self::SetRef { name, to, .. } => {
+                Store::open(host.config)?.set_ref(name, to.as_deref())
+            }
+            Self::StageFile {
+                target,
+                content,
+                mode,
+            } => {
+                let staged = beside(target, id, "new");
+                if let Some(parent) = target.parent() {
+                    std::fs::create_dir_all(parent)
+                        .context(|| format!("cannot create {parent}"))?;
+                }
+                safefs::remove_if_exists(&staged)?;
+                safefs::write_new_file(&staged, content.as_bytes(), *mode)
+            }
+            Self::StopUnit { unit } => host.with_manager(|manager| manager.stop(unit)),
+            Self::RemoveVolatile { lines } => {
+                if let Err(error) = tmpfiles::remove(lines) {
+                    tracing::warn!(%error, "volatile files are left");
+                }
+                Ok(())
+            }
+            Self::Disable { unit } => host.with_manager(|manager| manager.disable(unit)),
+            Self::PlaceDeployment { slot } => {
+                let (staged, target, aside) = (
+                    paths.staged(*slot, id),
+                    paths.slot(*slot),
+                    paths.aside(*slot, id),
+                );
+                if !exists(&staged) {
+                    return Ok(());
+                }
+                if exists(&target) && !exists(&aside) {
+                    rename(&target, &aside)?;
+                }
+                rename(&staged, &target)
+            }
+            Self::RemoveDeployment { slot } => {
+                let (target, aside) = (paths.slot(*slot), paths.aside(*slot, id));
+                if exists(&target) {
+                    rename(&target, &aside)?;
+                }
+                Ok(())
+            }
+            Self::PlaceFile { target, replaces } => {
+                let (staged, aside) = (beside(target, id, "new"), beside(target, id, "old"));
+                if !exists_std(&staged) {
+                    return Ok(());
+                }
+                if *replaces && !exists_std(&aside) {
+                    safefs::link_or_copy(target.as_std_path(), &aside)?;
+                }
+                safefs::rename(&staged, target.as_std_path())
+            }
+            Self::RemoveFile { target } => {
+                if exists(target) {
+                    safefs::rename(target.as_std_path(), &beside(target, id, "old"))?;
+                }
+                Ok(())
+            }
+            Self::Switch { to, .. } => point(paths, *to),
+            Self::Reload => host.with_manager(Manager::reload),
+            Self::Enable { unit } => host.with_manager(|manager| manager.enable(unit)),
+            Self::Reenable { unit } => host.with_manager(|manager| manager.reenable(unit)),
+            Self::CreateTmpfiles { file } => {
+                // At early boot systemd-tmpfiles-setup.service does it, with all file systems there.
+                if host.offline {
+                    Ok(())
+                } else {
+                    tmpfiles::create(file)
+                }
+            }
+            Self::StartUnit { unit } => host.with_manager(|manager| {
+                manager.reset_failed(unit);
+                manager.start(unit)
+            }),
+            Self::DropDeployment { slot } => {
+                safefs::remove_tree(paths.aside(*slot, id).as_std_path())
+            }
+            Self::DropFile { target } => safefs::remove_if_exists(&beside(target, id, "old")),
+            Self::RemoveTree { path } => safefs::remove_tree(path.as_std_path()),
+            Self::RemoveEmptyDir { path } => {
+                // Not empty means that it is still somebody's.
+                if let Err(error) = std::fs::remove_dir(path) {
+                    tracing::debug!(%path, %error, "left");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Undo it, or what was done of it.
+    pub fn undo(&self, host: &Host<'_>, paths: &Paths, plan: &Plan) -> Result<()> {
+        let id = plan.id.as_str();
+        match self {
+            Self::Deploy { slot, .. } => safefs::remove_tree(paths.staged(*slot, id).as_std_path()),
+            Self::SetRef { name, from, .. } => {
+                Store::open(host.config)?.set_ref(name, from.as_deref())
+            }
+            Self::StageFile { target, .. } => {
+                safefs::remove_if_exists(&beside(target, id, "new"))
+            }
+            Self::Disable { unit } if plan.was_enabled => {
+                host.with_manager(|manager| manager.enable(unit))
+            }
+            Self::PlaceDeployment { slot } => {
+                let (staged, target, aside) = (
+                    paths.staged(*slot, id),
+                    paths.slot(*slot),
+                    paths.aside(*slot, id),
+                );
+                // Staged is gone only if it went into the slot.
+                if !exists(&staged) && exists(&target) {
+                    rename(&target, &staged)?;
+                }
+                if exists(&aside) {
+                    rename(&aside, &target)?;
+                }
+                Ok(())
+            }
+            Self::RemoveDeployment { slot } => {
+                let (target, aside) = (paths.slot(*slot), paths.aside(*slot, id));
+                if exists(&aside) {
+                    rename(&aside, &target)?;
+                }
+                Ok(())
+            }
+            Self::PlaceFile { target, replaces } => {
+                let (staged, aside) = (beside(target, id, "new"), beside(target, id, "old"));
+                if *replaces {
+                    if exists_std(&aside) {
+                        safefs::rename(&aside, target.as_std_path())?;
+                    }
+                } else if !exists_std(&staged) {
+                    safefs::remove_if_exists(target.as_std_path())?;
+                }
+                Ok(())
+            }
+            Self::RemoveFile { target } => {
+                let aside = beside(target, id, "old");
+                if exists_std(&aside) {
+                    safefs::rename(&aside, target.as_std_path())?;
+                }
+                Ok(())
+            }
+            Self::Switch { from, .. } => point(paths, *from),
+            Self::Enable { unit } if !plan.was_enabled => {
+                host.with_manager(|manager| manager.disable(unit))
+            }
+            // The engine reloads, re-enables and starts when everything is back in place.
+            _ => Ok(()),
+        }
+    }
+
+    /// The host files this step changes: their directories are synced at the end of its phase.
+    pub fn touches(&self) -> Option<&Utf8Path> {
+        match self {
+            Self::StageFile { target, .. }
+            | Self::PlaceFile { target, .. }
+            | Self::RemoveFile { target } => target.parent(),
+            _ => None,
+        }
+    }
+}
+
+fn deploy(
+    host: &Host<'_>,
+    staged: &Utf8Path,
+    commit: Option<&str>,
+    remote: Option<&Utf8Path>,
+    files: &[DeployFile],
+) -> Result<()> {
+    safefs::remove_tree(staged.as_std_path())?;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(staged)
+        .context(|| format!("cannot create {staged}"))?;
+    if let Some(commit) = commit {
+        Store::open(host.config)?.check_out(commit, staged)?;
+    }
+    if let Some(remote) = remote {
+        symlink(remote, staged.join("rootfs"))
+            .context(|| format!("cannot create {staged}/rootfs"))?;
+    }
+    for file in files {
+        let path = staged.join(&file.name);
+        safefs::write_new_file(path.as_std_path(), file.content.as_bytes(), file.mode)?;
+    }
+    Ok(())
+}
+
+/// Point the container's symlink to a slot, or remove it.
+fn point(paths: &Paths, slot: Option<Slot>) -> Result<()> {
+    let link = paths.link();
+    match slot {
+        Some(slot) => {
+            safefs::replace_symlink(link.as_std_path(), paths.slot(slot).as_std_path())
+        }
+        None => {
+            safefs::remove_if_exists(link.as_std_path())?;
+            match link.parent() {
+                Some(parent) => safefs::fsync_dir(parent.as_std_path()),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// `DIR/.atomic-rs-ID-NAME-new`: beside the file and with none of the suffixes by which systemd,
+/// udev or sudo pick files up.
+fn beside(target: &Utf8Path, id: &str, what: &str) -> std::path::PathBuf {
+    let name = target.file_name().unwrap_or_default();
+    target
+        .with_file_name(format!(".atomic-rs-{id}-{name}-{what}"))
+        .into()
+}
+
+fn exists(path: &Utf8Path) -> bool {
+    exists_std(path.as_std_path())
+}
+
+/// Also true for a dangling link.
+fn exists_std(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
+fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+    safefs::rename(from.as_std_path(), to.as_std_path())
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slot_name = |slot: &Option<Slot>| {
+            slot.map_or_else(|| "nothing".to_owned(), |slot| format!("deployment {slot}"))
+        };
+        match self {
+            Self::Deploy { slot, remote, .. } => match remote {
+                Some(remote) => write!(f, "prepare deployment {slot} on {remote}"),
+                None => write!(f, "prepare deployment {slot}"),
+            },
+            Self::SetRef { name, to, .. } => match to {
+                Some(_) => write!(f, "pin the image by the ref {name}"),
+                None => write!(f, "remove the ref {name}"),
+            },
+            Self::StageFile { target, .. } => write!(f, "prepare {target}"),
+            Self::StopUnit { unit } => write!(f, "stop {unit}"),
+            Self::RemoveVolatile { lines } => {
+                write!(f, "empty")?;
+                for line in lines.lines() {
+                    write!(f, " {}", line.split_whitespace().nth(1).unwrap_or_default())?;
+                }
+                Ok(())
+            }
+            Self::Disable { unit } => write!(f, "disable {unit}"),
+            Self::PlaceDeployment { slot } => write!(f, "put deployment {slot} in place"),
+            Self::RemoveDeployment { slot } => write!(f, "remove deployment {slot}"),
+            Self::PlaceFile { target, replaces } => {
+                write!(f, "{} {target}", if *replaces { "replace" } else { "create" })
+            }
+            Self::RemoveFile { target } => write!(f, "remove {target}"),
+            Self::Switch { from, to } => {
+                write!(f, "switch from {} to {}", slot_name(from), slot_name(to))
+            }
+            Self::Reload => write!(f, "systemctl daemon-reload"),
+            Self::Enable { unit } => write!(f, "systemctl enable {unit}"),
+            Self::Reenable { unit } => write!(f, "systemctl reenable {unit}"),
+            Self::CreateTmpfiles { file } => write!(f, "systemd-tmpfiles --create {file}"),
+            Self::StartUnit { unit } => write!(f, "start {unit}"),
+            Self::DropDeployment { slot } => write!(f, "drop the replaced deployment {slot}"),
+            Self::DropFile { target } => write!(f, "drop the replaced {target}"),
+            Self::RemoveTree { path } => write!(f, "delete {path}"),
+            Self::RemoveEmptyDir { path } => write!(f, "remove {path} if empty"),
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Reading images from anywhere, through skopeo's image proxy.
+//!
+//! One child process answers for a registry, an archive, a layout or a daemon alike, with the
+//! mirrors, credential helpers and certificates the host has configured. The library it speaks
+//! through is async; this room hides that behind blocking functions.
+
+mod policy;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::Command;
+
+use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::runtime::Runtime;
+
+use crate::command::Child;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::{Descriptor, Digest, Manifest, Reference, Transport};
+use crate::{fail, safefs};
+
+pub use policy::enforce as enforce_policy;
+
+/// How to reach the source of an image.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// `USER[:PASSWORD]`
+    pub credentials: Option<Credentials>,
+    /// A credentials file in containers-auth.json(5) format.
+    pub authfile: Option<PathBuf>,
+    /// Whether certificates are verified; unset means registries.conf decides.
+    pub tls_verify: Option<bool>,
+}
+
+/// A user name and password. Never shown, never logged, never on a command line.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    user: String,
+    password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl std::str::FromStr for Credentials {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (user, password) = text.split_once(':').unwrap_or((text, ""));
+        if user.is_empty() {
+            fail!(Kind::Usage, "credentials have the form USER[:PASSWORD]");
+        }
+        Ok(Self {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        })
+    }
+}
+
+/// Where credentials end up for skopeo: a file of the caller's, or one of ours that only we can
+/// read and that disappears with this value.
+#[derive(Debug)]
+enum Auth {
+    Default,
+    File(PathBuf),
+    Private(tempfile::NamedTempFile),
+}
+
+impl Auth {
+    fn new(access: &Access, reference: &Reference) -> Result<Self> {
+        use base64::Engine as _;
+        if let Some(credentials) = &access.credentials {
+            let registry = reference
+                .name
+                .as_ref()
+                .and_then(|name| name.registry())
+                .unwrap_or("docker.io");
+            let token = base64::engine::general_purpose::STANDARD
+                .encode(format!("{}:{}", credentials.user, credentials.password));
+            let content = serde_json::json!({"auths": {registry: {"auth": token}}});
+            let mut file = tempfile::Builder::new()
+                .prefix("atomic-rs-auth-")
+                .tempfile_in(if PathBuf::from("/run/lock").is_dir() && rustix::process::geteuid().is_root() {
+                    PathBuf::from("/run")
+                } else {
+                    std::env::temp_dir()
+                })
+                .context(|| "cannot create a credentials file".into())?;
+            std::io::Write::write_all(&mut file, content.to_string().as_bytes())
+                .context(|| "cannot write a credentials file".into())?;
+            return Ok(Self::Private(file));
+        }
+        Ok(match &access.authfile {
+            Some(path) => {
+                if !path.exists() {
+                    fail!(
+                        Kind::NotFound,
+                        "the credentials file {} does not exist",
+                        path.display()
+                    );
+                }
+                Self::File(path.clone())
+            }
+            None => Self::Default,
+        })
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Default => None,
+            Self::File(path) => Some(path.clone()),
+            Self::Private(file) => Some(file.path().to_owned()),
+        }
+    }
+}
+
+/// An image that is open for reading at its source.
+pub struct Source {
+    reference: Reference,
+    skopeo: String,
+    auth: Auth,
+    tls_verify: Option<bool>,
+    // Dropped in this order: the proxy ends when its socket closes.
+    image: OpenedImage,
+    proxy: ImageProxy,
+    runtime: Runtime,
+}
+
+/// A manifest as the source has it.
+#[derive(Debug, Clone)]
+pub struct FetchedManifest {
+    /// The exact bytes.
+    pub bytes: Vec<u8>,
+    /// Their digest.
+    pub digest: Digest,
+    /// What they say.
+    pub manifest: Manifest,
+}
+
+impl Source {
+    /// Open `reference`.
+    ///
+    /// # Errors
+    /// [`Kind::Transport`] with skopeo's reason; [`Kind::NotFound`] if skopeo is missing.
+    pub fn open(skopeo: &str, reference: &Reference, access: &Access) -> Result<Self> {
+        if crate::command::find_program(skopeo).is_none() {
+            fail!(
+                Kind::NotFound,
+                "the program \"{skopeo}\" is not installed: images are read with it"
+            );
+        }
+        let tls_verify = match reference.transport {
+            Transport::Registry { insecure: true } => Some(false),
+            _ => access.tls_verify,
+        };
+        let auth = Auth::new(access, reference)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context(|| "cannot start a runtime".into())?;
+        let mut command = Command::new(skopeo);
+        safefs::die_with_parent(&mut command);
+        let mut config = ImageProxyConfig::default();
+        config.authfile = auth.path();
+        config.insecure_skip_tls_verification = tls_verify.map(|verify| !verify);
+        config.skopeo_cmd = Some(command);
+        let opened = runtime.block_on(async {
+            let proxy = ImageProxy::new_with_config(config).await?;
+            let image = proxy.open_image(&reference.to_skopeo()).await?;
+            Ok::<_, containers_image_proxy::Error>((proxy, image))
+        });
+        let (proxy, image) = opened.map_err(|error| explain(reference, &error.to_string()))?;
+        Ok(Self {
+            reference: reference.clone(),
+            skopeo: skopeo.to_owned(),
+            auth,
+            tls_verify,
+            image,
+            proxy,
+            runtime,
+        })
+    }
+
+    /// What was opened.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// The manifest for this machine's platform, byte for byte.
+    pub fn manifest(&self) -> Result<FetchedManifest> {
+        let (digest, bytes) = self
+            .runtime
+            .block_on(self.proxy.fetch_manifest_raw_oci(&self.image))
+            .map_err(|error| explain(&self.reference, &error.to_string()))?;
+        let digest: Digest = digest.parse()?;
+        // The proxy shows docker's manifests converted to OCI; then the exact bytes are asked for.
+        let bytes = if Digest::of(&bytes) == digest {
+            bytes
+        } else {
+            self.skopeo_command("inspect")
+                .args(["--raw", &self.reference.pinned_to(digest).to_skopeo()])
+                .run()
+                .map_err(|error| explain(&self.reference, &error.to_string()))?
+        };
+        if Digest::of(&bytes) != digest {
+            fail!(
+                Kind::Invalid,
+                "the manifest of \"{}\" does not have the digest {digest}",
+                self.reference
+            );
+        }
+        let manifest = Manifest::parse(&bytes)
+            .map_err(|error| error.within(format_args!("image \"{}\"", self.reference)))?;
+        Ok(FetchedManifest {
+            bytes,
+            digest,
+            manifest,
+        })
+    }
+
+    /// The names an archive has for its image: `RepoTags` of docker's `manifest.json`.
+    pub fn archive_tags(&self) -> Vec<String> {
+        let asked = self
+            .skopeo_command("list-tags")
+            .arg(self.reference.to_skopeo())
+            .run();
+        let Ok(stdout) = asked else {
+            return Vec::new();
+        };
+        serde_json::from_slice::<serde_json::Value>(&stdout)
+            .ok()
+            .and_then(|value| {
+                let tags = value.get("Tags")?.as_array()?.clone();
+                Some(tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect())
+            })
+            .unwrap_or_default()
+    }
+
+    /// Read a small blob (an image config) whole.
+    pub fn read_blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>> {
+        if descriptor.size > limit {
+            fail!(
+                Kind::Invalid,
+                "the blob {} has {} bytes, more than {limit}",
+                descriptor.digest,
+                descriptor.size
+            );
+        }
+        let mut reader = self.blob(descriptor)?;
+        let mut bytes = Vec::new();
+        let read = (&mut reader).take(limit + 1).read_to_end(&mut bytes);
+        reader.finish()?;
+        read.context(|| format!("cannot read the blob {}", descriptor.digest))?;
+        if Digest::of(&bytes) != descriptor.digest {
+            fail!(
+                Kind::Invalid,
+                "the blob {} of \"{}\" does not have that digest",
+                descriptor.digest,
+                self.reference
+            );
+        }
+        Ok(bytes)
+    }
+
+    /// Read a blob as a stream. The reader's [`BlobReader::finish`] tells whether it was whole.
+    pub fn blob(&self, descriptor: &Descriptor) -> Result<BlobReader<'_>> {
+        let digest = descriptor
+            .digest
+            .to_string()
+            .parse()
+            .context(|| "cannot pass the digest on".into())?;
+        let stream = self
+            .runtime
+            .block_on(
+                self.proxy
+                    .get_blob_stream(&self.image, &digest, descriptor.size),
+            )
+            .map_err(|error| {
+                explain(&self.reference, &error.to_string())
+                    .within(format_args!("blob {}", descriptor.digest))
+            })?;
+        let (reader, driver) = stream.into_parts();
+        Ok(BlobReader {
+            source: self,
+            digest: descriptor.digest,
+            reader,
+            driver,
+        })
+    }
+
+    /// `skopeo VERB` with the same credentials and TLS setting as the proxy.
+    fn skopeo_command(&self, verb: &str) -> Child {
+        let mut child = Child::new(&self.skopeo).arg(verb);
+        if let Some(path) = self.auth.path() {
+            child = child.arg("--authfile").arg(path);
+        }
+        match (verb, self.tls_verify) {
+            (_, None) => child,
+            ("copy", Some(verify)) => child.arg(format!("--src-tls-verify={verify}")),
+            (_, Some(verify)) => child.arg(format!("--tls-verify={verify}")),
+        }
+    }
+}
+
+/// The bytes of one blob.
+pub struct BlobReader<'s> {
+    source: &'s Source,
+    digest: Digest,
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    driver: BoxFuture<'s, containers_image_proxy::Result<()>>,
+}
+
+impl BlobReader<'_> {
+    /// Hear from skopeo whether the blob arrived whole. Call it in every case, after reading: it
+    /// says why a stream ended early.
+    pub fn finish(mut self) -> Result<()> {
+        // Whatever was not read must be, or skopeo waits for us while we wait for it.
+        let drained = std::io::copy(&mut self, &mut std::io::sink());
+        drained.context(|| format!("cannot read the blob {}", self.digest))?;
+        let Self {
+            source,
+            digest,
+            driver,
+            reader,
+        } = self;
+        drop(reader);
+        source
+            .runtime
+            .block_on(driver)
+            .map_err(|error| {
+                explain(&source.reference, &error.to_string()).within(format_args!("blob {digest}"))
+            })
+    }
+}
+
+impl Read for BlobReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.source
+            .runtime
+            .block_on(Pin::new(&mut self.reader).read(buffer))
+    }
+}
+
+/// One clear line from skopeo's chain of causes.
+fn explain(reference: &Reference, cause: &str) -> Error {
+    let cause = cause.replace('\n', " ");
+    let has = |texts: &[&str]| texts.iter().any(|text| cause.contains(text));
+    let (kind, hint) = if has(&["manifest unknown", "name unknown", "repository name not known"]) {
+        (Kind::NotFound, "no such image")
+    } else if has(&["unauthorized", "authentication required", "access denied", "403 (Forbidden)"]) {
+        (
+            Kind::Transport,
+            "the registry refused the credentials: use --creds, --authfile or \"skopeo login\"",
+        )
+    } else if has(&["connection refused", "no such host", "network is unreachable", "i/o timeout"]) {
+        (Kind::Transport, "the registry cannot be reached")
+    } else if has(&["server gave HTTP response to HTTPS client"]) {
+        (
+            Kind::Transport,
+            "the registry speaks plain HTTP: use http:NAME or --tls-verify=false",
+        )
+    } else if has(&["x509:", "certificate"]) {
+        (Kind::Transport, "the registry's certificate is not trusted")
+    } else if has(&["no such file or directory"]) {
+        (Kind::NotFound, "no such file")
+    } else {
+        (Kind::Transport, "cannot be read")
+    };
+    Error::new(kind, format!("image \"{reference}\": {hint} ({cause})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_never_shown() {
+        let credentials: Credentials = "user:secret:with:colons".parse().unwrap();
+        assert_eq!(credentials.password, "secret:with:colons");
+        assert_eq!(format!("{credentials:?}"), "***");
+        assert!(":x".parse::<Credentials>().is_err());
+    }
+}
