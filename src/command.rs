@@ -134,7 +134,12 @@ impl Child {
         self.command
             .stdin(Stdio::inherit())
             .status()
-            .map_err(|error| Error::new(Kind::Failed, format!("cannot run \"{}\": {error}", self.line)))
+            .map_err(|error| {
+                Error::new(
+                    Kind::Failed,
+                    format!("cannot run \"{}\": {error}", self.line),
+                )
+            })
     }
 }
 

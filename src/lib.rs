@@ -9,10 +9,10 @@
 //! - [`pull`]: reference in, stored image out
 //! - [`runtime`]: OCI runtimes and their `config.json`
 //! - [`template`]: `$NAME` substitution, Tera, variables, escaping by context
-//! - [`store`]: images in the OSTree repository: import, merged tree, checkout, prune
+//! - [`store`]: images in the `OSTree` repository: import, merged tree, checkout, prune
 //! - [`transport`]: reading images from anywhere, through skopeo
 //! - [`systemd`]: the manager over D-Bus, units, tmpfiles
-//! - [`selinux`]: labels of the host policy; nothing where SELinux is off
+//! - [`selinux`]: labels of the host policy; nothing where `SELinux` is off
 //! - [`command`]: the one way to start a child process
 //! - [`safefs`]: confined paths, atomic files, locks, durability
 //! - [`image`]: references, digests, manifests, configs: data without I/O

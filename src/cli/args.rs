@@ -69,10 +69,20 @@ impl SourceArgs {
     }
 
     /// Pull with progress on stderr.
-    pub fn pull(&self, call: &mut Call<'_>, store: &Store, reference: &Reference) -> Result<Pulled> {
+    pub fn pull(
+        &self,
+        call: &mut Call<'_>,
+        store: &Store,
+        reference: &Reference,
+    ) -> Result<Pulled> {
         if reference.is_unqualified() {
-            let name = reference.name.as_ref().map(ToString::to_string).unwrap_or_default();
-            call.out.note(format!("The image `{name}` is not fully qualified."));
+            let name = reference
+                .name
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            call.out
+                .note(format!("The image `{name}` is not fully qualified."));
         }
         let mut progress = PullProgress::new();
         let pulled = pull::pull(call.config, store, reference, &self.access(), &mut progress)?;
@@ -86,7 +96,12 @@ impl SourceArgs {
     }
 
     /// Make sure that an image is in the store, and return the name it has there.
-    pub fn ensure(&self, call: &mut Call<'_>, store: &Store, reference: &Reference) -> Result<String> {
+    pub fn ensure(
+        &self,
+        call: &mut Call<'_>,
+        store: &Store,
+        reference: &Reference,
+    ) -> Result<String> {
         if let Some(name) = &reference.name
             && let Some(image) = store.image(&name.to_string())?
             && image
@@ -136,7 +151,12 @@ impl ChangeArgs {
     }
 
     /// Show a computed change, or apply it.
-    pub fn show_or_apply(&self, call: &mut Call<'_>, host: &Host<'_>, change: &Change) -> Result<ExitCode> {
+    pub fn show_or_apply(
+        &self,
+        call: &mut Call<'_>,
+        host: &Host<'_>,
+        change: &Change,
+    ) -> Result<ExitCode> {
         for note in &change.notes {
             call.out.note(note);
         }
@@ -144,9 +164,15 @@ impl ChangeArgs {
             return self.show(call, &change.plan);
         }
         for step in &change.plan.stage {
-            if let Step::Deploy { slot, commit: Some(_), .. } = step {
+            if let Step::Deploy {
+                slot,
+                commit: Some(_),
+                ..
+            } = step
+            {
                 let paths = crate::deployment::Paths::new(call.config, &change.plan.name);
-                call.out.line(format!("Extracting to {}", paths.slot(*slot)))?;
+                call.out
+                    .line(format!("Extracting to {}", paths.slot(*slot)))?;
             }
         }
         change.apply(host)?;
@@ -163,7 +189,8 @@ impl ChangeArgs {
     /// Say that there is nothing to do.
     pub fn nothing(&self, call: &mut Call<'_>, why: &str) -> Result<ExitCode> {
         if self.json {
-            call.out.json(&json!({"version": 1, "changes": false, "reason": why}))?;
+            call.out
+                .json(&json!({"version": 1, "changes": false, "reason": why}))?;
         } else {
             call.out.line(why)?;
         }
@@ -173,7 +200,8 @@ impl ChangeArgs {
     /// Say that an image would have to be pulled before more can be told.
     pub fn would_pull(&self, call: &mut Call<'_>, reference: &Reference) -> Result<ExitCode> {
         if self.json {
-            call.out.json(&json!({"version": 1, "changes": true, "pull": reference.to_string()}))?;
+            call.out
+                .json(&json!({"version": 1, "changes": true, "pull": reference.to_string()}))?;
         } else {
             call.out.line(format!(
                 "pull {reference}, which is not in the store; more can be told after \"atomic-rs pull {reference}\""

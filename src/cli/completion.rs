@@ -1,7 +1,5 @@
 use std::process::ExitCode;
 
-use crate::error::Result;
-
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
 pub struct Completion {
@@ -11,13 +9,13 @@ pub struct Completion {
 }
 
 impl Completion {
-    pub fn run(&self) -> Result<ExitCode> {
+    pub fn run(&self) -> ExitCode {
         clap_complete::generate(
             self.shell,
             &mut super::definition(),
             "atomic-rs",
             &mut std::io::stdout(),
         );
-        Ok(ExitCode::SUCCESS)
+        ExitCode::SUCCESS
     }
 }

@@ -79,7 +79,13 @@ const COLUMNS: [(&str, usize); 9] = [
 ];
 
 const FILTERS: [&str; 7] = [
-    "container", "image", "command", "created", "state", "runtime", "backend",
+    "container",
+    "image",
+    "command",
+    "created",
+    "state",
+    "runtime",
+    "backend",
 ];
 
 impl Containers {
@@ -109,7 +115,8 @@ impl List {
                 call.out.line(&row.name)?;
             }
         } else if self.json {
-            call.out.json(&serde_json::to_value(&rows).unwrap_or_default())?;
+            call.out
+                .json(&serde_json::to_value(&rows).unwrap_or_default())?;
         } else if !rows.is_empty() {
             let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
             call.out
@@ -176,7 +183,7 @@ pub fn parse_filters(filters: &[String], keys: &[&str]) -> Result<Vec<(String, S
 
 impl Delete {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        if self.all == !self.names.is_empty() {
+        if self.all != self.names.is_empty() {
             fail!(
                 Kind::Usage,
                 "You must select --all or provide a list of containers to delete."
@@ -221,7 +228,12 @@ impl Delete {
                 ]
             })
             .collect();
-        let columns = [("ID", 12), ("NAME", 20), ("IMAGE_NAME", 25), ("STORAGE", 10)];
+        let columns = [
+            ("ID", 12),
+            ("NAME", 20),
+            ("IMAGE_NAME", 25),
+            ("STORAGE", 10),
+        ];
         call.out.table(&columns, &cells, true, false, 3)?;
         call.out.line("")?;
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();

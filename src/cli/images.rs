@@ -72,7 +72,15 @@ struct Delete {
 struct Prune {}
 
 const FILTERS: [&str; 9] = [
-    "repo", "repository", "tag", "id", "image", "created", "size", "type", "is_dangling",
+    "repo",
+    "repository",
+    "tag",
+    "id",
+    "image",
+    "created",
+    "size",
+    "type",
+    "is_dangling",
 ];
 
 impl Images {
@@ -134,7 +142,11 @@ impl List {
                 })
                 .collect();
             let longest = |index: usize| {
-                cells.iter().map(|row| row[index].chars().count()).max().unwrap_or(0)
+                cells
+                    .iter()
+                    .map(|row| row[index].chars().count())
+                    .max()
+                    .unwrap_or(0)
             };
             let columns = [
                 ("", 2),
@@ -206,12 +218,19 @@ fn matches(row: &Row, (key, value): &(String, String)) -> bool {
 }
 
 fn short(id: &str, whole: bool) -> &str {
-    if whole { id } else { id.get(..12).unwrap_or(id) }
+    if whole {
+        id
+    } else {
+        id.get(..12).unwrap_or(id)
+    }
 }
 
 fn split_name(name: &str) -> (String, String) {
     if let Some((repo, digest)) = name.split_once('@') {
-        let repo = repo.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(repo, |(repo, _)| repo);
+        let repo = repo
+            .rsplit_once(':')
+            .filter(|(_, tag)| !tag.contains('/'))
+            .map_or(repo, |(repo, _)| repo);
         return (repo.to_owned(), digest.to_owned());
     }
     match name.rsplit_once(':') {
@@ -257,7 +276,7 @@ fn is_used(used: &HashSet<(String, String)>, image: &StoredImage) -> bool {
 
 impl Delete {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        if self.all == !self.images.is_empty() {
+        if self.all != self.images.is_empty() {
             fail!(
                 Kind::Usage,
                 "You must select --all or provide a list of images to delete."
@@ -274,7 +293,10 @@ impl Delete {
         for text in &self.images {
             let found = store.find(text)?;
             if found.is_empty() {
-                fail!(Kind::NotFound, "Unable to find {text} in the ostree backend");
+                fail!(
+                    Kind::NotFound,
+                    "Unable to find {text} in the ostree backend"
+                );
             }
             images.extend(found);
         }
@@ -347,7 +369,10 @@ mod tests {
         assert_eq!(human_size(1850), "1.85 KB");
         assert_eq!(human_size(252_330_000), "252.33 MB");
         assert_eq!(human_size(0), "");
-        assert_eq!(split_name("a.b:5000/c:1"), ("a.b:5000/c".into(), "1".into()));
+        assert_eq!(
+            split_name("a.b:5000/c:1"),
+            ("a.b:5000/c".into(), "1".into())
+        );
         assert_eq!(split_name("c@sha256:1"), ("c".into(), "sha256:1".into()));
     }
 }

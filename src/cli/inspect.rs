@@ -32,13 +32,15 @@ impl Inspect {
                 self.name
             );
         };
-        let image = store.find_one(&self.name).map_err(|error| match error.kind() {
-            crate::error::Kind::NotFound => crate::error::Error::new(
-                error.kind(),
-                format!("there is no container and no image \"{}\"", self.name),
-            ),
-            _ => error,
-        })?;
+        let image = store
+            .find_one(&self.name)
+            .map_err(|error| match error.kind() {
+                crate::error::Kind::NotFound => crate::error::Error::new(
+                    error.kind(),
+                    format!("there is no container and no image \"{}\"", self.name),
+                ),
+                _ => error,
+            })?;
         let value = container::inspect::image(&store, &image)?;
         call.out.json(&value)?;
         Ok(ExitCode::SUCCESS)

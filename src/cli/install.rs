@@ -42,7 +42,12 @@ pub struct Install {
     #[command(flatten)]
     source: SourceArgs,
     /// The image to install
-    #[arg(required = true, value_name = "IMAGE [COMMAND]", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        required = true,
+        value_name = "IMAGE [COMMAND]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     image: Vec<String>,
 }
 
@@ -101,18 +106,23 @@ impl Install {
         }
         let values = self.set.values()?;
         let mut options = self.run.options(command)?;
-        options.user = self.user.clone();
+        options.user.clone_from(&self.user);
         let reference = self.source.reference(image)?;
         let remote = self.rootfs.as_deref().map(remote_rootfs).transpose()?;
         let name: ContainerName = match &self.name {
             Some(name) => name.parse()?,
-            None => reference.fallback_name()?.default_container_name().parse()?,
+            None => reference
+                .fallback_name()?
+                .default_container_name()
+                .parse()?,
         };
         require_root()?;
         // Known without the image, so said before anything is pulled.
         Runtime::find(self.runtime.as_deref().or(call.config.runtime.as_deref()))?;
         if Paths::new(call.config, &name).current()?.is_some() {
-            return self.change.nothing(call, &format!("{name} already present"));
+            return self
+                .change
+                .nothing(call, &format!("{name} already present"));
         }
         let host = Host::new(call.config);
         host.manager()?;
@@ -150,8 +160,7 @@ impl RunArgs {
     fn options(&self, command: &[String]) -> Result<RunOptions> {
         let mut env = Vec::new();
         for file in &self.env_file {
-            let text =
-                std::fs::read_to_string(file).context(|| format!("cannot read {file}"))?;
+            let text = std::fs::read_to_string(file).context(|| format!("cannot read {file}"))?;
             for line in text.lines().map(str::trim) {
                 if !line.is_empty() && !line.starts_with('#') {
                     env.extend(variable(line)?);
@@ -166,10 +175,11 @@ impl RunArgs {
         let entrypoint = match self.entrypoint.as_deref() {
             None => None,
             Some("") => Some(Vec::new()),
-            Some(text) if text.starts_with('[') => Some(
-                serde_json::from_str(text)
-                    .kind(Kind::Usage, || "--entrypoint is not a JSON array of words".into())?,
-            ),
+            Some(text) if text.starts_with('[') => {
+                Some(serde_json::from_str(text).kind(Kind::Usage, || {
+                    "--entrypoint is not a JSON array of words".into()
+                })?)
+            }
             Some(program) => Some(vec![program.to_owned()]),
         };
         Ok(RunOptions {
@@ -198,11 +208,16 @@ impl RunArgs {
 fn variable(text: &str) -> Result<Option<String>> {
     let name = text.split('=').next().unwrap_or_default();
     if name.is_empty() || name.contains(char::is_whitespace) || text.contains('\0') {
-        fail!(Kind::Usage, "\"{text}\" is not an environment variable: expected NAME[=VALUE]");
+        fail!(
+            Kind::Usage,
+            "\"{text}\" is not an environment variable: expected NAME[=VALUE]"
+        );
     }
     Ok(if text.contains('=') {
         Some(text.to_owned())
     } else {
-        std::env::var(name).ok().map(|value| format!("{name}={value}"))
+        std::env::var(name)
+            .ok()
+            .map(|value| format!("{name}={value}"))
     })
 }

@@ -27,11 +27,15 @@ pub use output::Output;
 
 /// OCI images as systemd services, without a container engine.
 ///
-/// An image is pulled into an OSTree store, checked out as hard links, and handed to systemd as an
+/// An image is pulled into an `OSTree` store, checked out as hard links, and handed to systemd as an
 /// ordinary unit that runs it under runc or crun. Updates switch between two deployments and return
 /// to the old one if the new one does not start.
 #[derive(Debug, Parser)]
-#[command(name = "atomic-rs", disable_version_flag = true, arg_required_else_help = true)]
+#[command(
+    name = "atomic-rs",
+    disable_version_flag = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     /// Print the version
     #[arg(short = 'v', long, action = clap::ArgAction::SetTrue)]
@@ -49,7 +53,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Pull(pull::Pull),
-    Install(install::Install),
+    Install(Box<install::Install>),
     Update(update::Update),
     Rollback(rollback::Rollback),
     Uninstall(uninstall::Uninstall),
@@ -109,7 +113,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
     // The only verb that needs nothing of the host.
     if let Verb::Completion(verb) = verb {
-        return verb.run();
+        return Ok(verb.run());
     }
     let config = Config::system()?;
     let mut out = Output::default();
@@ -130,7 +134,7 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Images(verb) => verb.run(&mut call),
         Verb::Inspect(verb) => verb.run(&mut call),
         Verb::Recover(verb) => verb.run(&mut call),
-        Verb::Completion(verb) => verb.run(),
+        Verb::Completion(verb) => Ok(verb.run()),
     }
 }
 
@@ -190,7 +194,11 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn set_up_logging(debug: bool) {
-    let level = if debug { "atomic_rs=debug" } else { "atomic_rs=warn" };
+    let level = if debug {
+        "atomic_rs=debug"
+    } else {
+        "atomic_rs=warn"
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("ATOMIC_RS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt()

@@ -75,7 +75,10 @@ impl Output {
         print!("Confirm (y/N) ");
         std::io::stdout().flush().map_err(closed)?;
         let mut answer = String::new();
-        std::io::stdin().lock().read_line(&mut answer).map_err(closed)?;
+        std::io::stdin()
+            .lock()
+            .read_line(&mut answer)
+            .map_err(closed)?;
         if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
             return Ok(());
         }

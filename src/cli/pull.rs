@@ -10,7 +10,7 @@ use crate::store::Store;
 pub struct Pull {
     #[command(flatten)]
     source: SourceArgs,
-    /// Image: NAME, http:NAME, docker-archive:PATH, oci:/PATH[:TAG], oci-archive:PATH, dir:PATH, containers-storage:NAME, docker:NAME
+    /// Image: NAME, <http:NAME>, docker-archive:PATH, <oci:/PATH>[:TAG], oci-archive:PATH, dir:PATH, containers-storage:NAME, docker:NAME
     image: String,
 }
 
@@ -23,7 +23,8 @@ impl Pull {
             .source
             .pull(call, &store, &reference)
             .map_err(|error| error.within("Failed"))?;
-        call.out.line(format!("{} {}", pulled.name, pulled.digest))?;
+        call.out
+            .line(format!("{} {}", pulled.name, pulled.digest))?;
         Ok(ExitCode::SUCCESS)
     }
 }

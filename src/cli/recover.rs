@@ -35,10 +35,12 @@ impl Recover {
         for (name, result) in container::recover_all(&host, only.as_ref())? {
             match result {
                 Ok((verb, Applied::Forward)) => {
-                    call.out.line(format!("the interrupted {verb} of {name} was completed"))?;
+                    call.out
+                        .line(format!("the interrupted {verb} of {name} was completed"))?;
                 }
                 Ok((verb, Applied::Back)) => {
-                    call.out.line(format!("the interrupted {verb} of {name} was undone"))?;
+                    call.out
+                        .line(format!("the interrupted {verb} of {name} was undone"))?;
                 }
                 Err(error) => {
                     call.out.note(format!("{name}: {error}"));

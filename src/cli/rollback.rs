@@ -22,7 +22,8 @@ impl Rollback {
         let name: ContainerName = self.name.parse()?;
         require_root()?;
         let host = Host::new(call.config);
-        call.out.note(format!("Attempting to roll back system container: {name}"));
+        call.out
+            .note(format!("Attempting to roll back system container: {name}"));
         let change = container::rollback(&host, &name)?;
         self.change.show_or_apply(call, &host, &change)
     }

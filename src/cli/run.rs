@@ -30,7 +30,10 @@ impl Run {
         systemd::Manager::system()?.start(&unit).map_err(|error| {
             match systemd::journal_tail(&unit, FAILURE_LINES) {
                 tail if tail.is_empty() => error,
-                tail => Error::new(error.kind(), format!("{error}\nlast lines of {unit}:\n{tail}")),
+                tail => Error::new(
+                    error.kind(),
+                    format!("{error}\nlast lines of {unit}:\n{tail}"),
+                ),
             }
         })?;
         Ok(ExitCode::SUCCESS)

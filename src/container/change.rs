@@ -44,12 +44,12 @@ pub(super) fn lock(host: &Host<'_>, name: &ContainerName) -> Result<Lock> {
     Ok(lock)
 }
 
+/// A container whose change was interrupted, the verb, and what became of it.
+pub type Recovered = (ContainerName, Result<(String, Applied)>);
+
 /// Bring every interrupted change of a host to an end. Returns what was done; one container's
 /// trouble does not keep the others waiting.
-pub fn recover_all(
-    host: &Host<'_>,
-    only: Option<&ContainerName>,
-) -> Result<Vec<(ContainerName, Result<(String, Applied)>)>> {
+pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<Recovered>> {
     let mut done = Vec::new();
     let journals = host.config().checkouts.join(".journal");
     let mut names: Vec<ContainerName> = Vec::new();
@@ -144,7 +144,12 @@ pub(super) fn deploy_steps(
     });
     plan.switch.push(Step::PlaceDeployment { slot });
     plan.close.push(Step::DropDeployment { slot });
-    host_file_steps(paths, plan, rendered.unit.as_deref(), rendered.tmpfiles.as_deref());
+    host_file_steps(
+        paths,
+        plan,
+        rendered.unit.as_deref(),
+        rendered.tmpfiles.as_deref(),
+    );
 }
 
 /// The steps that give the unit and the tmpfiles.d file their new content, or remove them.
@@ -154,18 +159,15 @@ pub(super) fn host_file_steps(
     unit: Option<&str>,
     tmpfiles: Option<&str>,
 ) {
-    // Units may carry --set values in their environment, so they are closed to others as well.
-    for (target, content, mode) in [
-        (paths.unit(), unit, 0o600),
-        (paths.tmpfiles(), tmpfiles, 0o644),
-    ] {
+    for (target, content) in [(paths.unit(), unit), (paths.tmpfiles(), tmpfiles)] {
         let replaces = target.exists();
         match content {
             Some(content) => {
                 plan.stage.push(Step::StageFile {
                     target: target.clone(),
                     content: content.to_owned(),
-                    mode,
+                    // Anyone can read units over D-Bus anyway, and systemd warns of closed ones.
+                    mode: 0o644,
                 });
                 plan.switch.push(Step::PlaceFile {
                     target: target.clone(),

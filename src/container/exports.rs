@@ -6,7 +6,6 @@ use serde::Deserialize;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::safefs::Files;
-use crate::template::dollar;
 
 /// Templates and manifests are small.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -69,12 +68,15 @@ impl Exports {
             let Some(bytes) = files.read(&format!("/exports/{file}"), MAX_BYTES)? else {
                 return Ok(None);
             };
-            let text = String::from_utf8(bytes)
-                .kind(Kind::Invalid, || format!("the image's exports/{file} is not UTF-8"))?;
+            let text = String::from_utf8(bytes).kind(Kind::Invalid, || {
+                format!("the image's exports/{file} is not UTF-8")
+            })?;
             Ok(Some(ExportedText {
                 file,
                 text,
-                is_template: file.rsplit_once('.').is_some_and(|(_, end)| end == "template"),
+                is_template: file
+                    .rsplit_once('.')
+                    .is_some_and(|(_, end)| end == "template"),
             }))
         };
         let manifest = match read("manifest.json")? {
@@ -99,15 +101,5 @@ impl Exports {
             tmpfiles: read("tmpfiles.template")?,
             has_host_files: is_dir("/exports/hostfs")?,
         })
-    }
-
-    /// The variables the templates use.
-    pub fn variables(&self) -> std::collections::BTreeSet<String> {
-        [&self.config, &self.service, &self.tmpfiles]
-            .into_iter()
-            .flatten()
-            .filter(|text| text.is_template)
-            .flat_map(|text| dollar::variables(&text.text))
-            .collect()
     }
 }

@@ -84,7 +84,12 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         from: None,
         to: Some(slot),
     });
-    change::prove_steps(&paths, &mut plan, rendered.unit.is_some(), rendered.tmpfiles.is_some());
+    change::prove_steps(
+        &paths,
+        &mut plan,
+        rendered.unit.is_some(),
+        rendered.tmpfiles.is_some(),
+    );
     Ok(Outcome::Change(Box::new(Change {
         plan,
         notes: rendered.notes,

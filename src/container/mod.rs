@@ -10,7 +10,7 @@ mod rollback;
 mod uninstall;
 mod update;
 
-pub use change::{Change, Outcome, recover_all};
+pub use change::{Change, Outcome, Recovered, recover_all};
 pub use install::{Install, install, remote_rootfs};
 pub use rollback::rollback;
 pub use uninstall::{Uninstalled, uninstall};

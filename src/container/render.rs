@@ -121,7 +121,14 @@ pub fn render(
         (None, None) => fail!(Kind::Failed, "no configuration was made"),
     };
 
-    let tmpfiles = tmpfiles_text(host, name, &exports, &variables, &directories, generated.is_some())?;
+    let tmpfiles = tmpfiles_text(
+        host,
+        name,
+        &exports,
+        &variables,
+        &directories,
+        generated.is_some(),
+    )?;
     let has_service = !exports.manifest.no_container_service;
     let unit = if !has_service {
         None
@@ -183,15 +190,20 @@ fn variables(
     wishes: &Wishes<'_>,
 ) -> Variables {
     let text = |value: &str| value.to_owned();
-    let program = std::env::current_exe()
-        .map_or_else(|_| text("atomic-rs"), |path| path.to_string_lossy().into_owned());
+    let program = std::env::current_exe().map_or_else(
+        |_| text("atomic-rs"),
+        |path| path.to_string_lossy().into_owned(),
+    );
     let pidfile = host.run_directory.join(format!("container-{name}.pid"));
     let mut host_values: BTreeMap<String, String> = [
         ("RUN_DIRECTORY", host.run_directory.to_string()),
         ("STATE_DIRECTORY", host.state_directory.to_string()),
         ("CONF_DIRECTORY", host.conf_directory.to_string()),
         ("PIDFILE", pidfile.to_string()),
-        ("ALL_PROCESS_CAPABILITIES", capabilities::all_as_json_items()),
+        (
+            "ALL_PROCESS_CAPABILITIES",
+            capabilities::all_as_json_items(),
+        ),
         ("RUNTIME", text(runtime.path())),
         ("ATOMIC", program),
     ]
@@ -256,7 +268,10 @@ fn adjust_config(
     uses_our_unit: bool,
 ) -> Result<()> {
     let Some(object) = config.as_object_mut() else {
-        fail!(Kind::Invalid, "Invalid configuration file.  It is not a JSON object");
+        fail!(
+            Kind::Invalid,
+            "Invalid configuration file.  It is not a JSON object"
+        );
     };
     let root = object.entry("root").or_insert_with(|| json!({}));
     if root["readonly"] != true {
@@ -331,7 +346,11 @@ fn tmpfiles_text(
         None
     } else {
         let values = json!({"name": name, "directories": directories});
-        Some(template::render(Template::Tmpfiles, &host.templates, &values)?)
+        Some(template::render(
+            Template::Tmpfiles,
+            &host.templates,
+            &values,
+        )?)
     };
     Ok(match (own, ours) {
         (Some(own), Some(ours)) => Some(format!("{}\n{ours}", own.trim_end())),

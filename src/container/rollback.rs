@@ -40,14 +40,24 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
     let mut plan = Plan::new("rollback", name, Some(from), Some(to));
     plan.was_active = manager.status(&unit)?.is_active();
     plan.was_enabled = manager.is_enabled(&unit);
-    change::host_file_steps(&paths, &mut plan, unit_text.as_deref(), tmpfiles_text.as_deref());
+    change::host_file_steps(
+        &paths,
+        &mut plan,
+        unit_text.as_deref(),
+        tmpfiles_text.as_deref(),
+    );
     let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
     change::stop_steps(config, &paths, &mut plan, &old_tmpfiles);
     plan.switch.push(Step::Switch {
         from: Some(from),
         to: Some(to),
     });
-    change::prove_steps(&paths, &mut plan, unit_text.is_some(), tmpfiles_text.is_some());
+    change::prove_steps(
+        &paths,
+        &mut plan,
+        unit_text.is_some(),
+        tmpfiles_text.is_some(),
+    );
     Ok(Change {
         plan,
         notes: vec![format!(

@@ -82,7 +82,12 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
         from: Some(from),
         to: Some(to),
     });
-    change::prove_steps(&paths, &mut plan, rendered.unit.is_some(), rendered.tmpfiles.is_some());
+    change::prove_steps(
+        &paths,
+        &mut plan,
+        rendered.unit.is_some(),
+        rendered.tmpfiles.is_some(),
+    );
     Ok(Outcome::Change(Box::new(Change {
         plan,
         notes: rendered.notes,

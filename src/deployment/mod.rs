@@ -149,12 +149,14 @@ impl Paths {
 
     /// Where a deployment for `slot` is staged by the transaction `id`.
     pub fn staged(&self, slot: Slot, id: &str) -> Utf8PathBuf {
-        self.checkouts.join(format!(".{}.{slot}.next-{id}", self.name))
+        self.checkouts
+            .join(format!(".{}.{slot}.next-{id}", self.name))
     }
 
     /// Where the deployment that was in `slot` waits until the transaction `id` is closed.
     pub fn aside(&self, slot: Slot, id: &str) -> Utf8PathBuf {
-        self.checkouts.join(format!(".{}.{slot}.old-{id}", self.name))
+        self.checkouts
+            .join(format!(".{}.{slot}.old-{id}", self.name))
     }
 
     /// The installed unit file.
@@ -179,7 +181,9 @@ impl Paths {
 
     /// The journal of a transaction under way.
     pub fn journal(&self) -> Utf8PathBuf {
-        self.checkouts.join(".journal").join(format!("{}.json", self.name))
+        self.checkouts
+            .join(".journal")
+            .join(format!("{}.json", self.name))
     }
 
     /// The container's lock file.
@@ -196,7 +200,10 @@ impl Paths {
         let target = match std::fs::read_link(&link) {
             Ok(target) => target,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => fail!(Kind::Invalid, "{link} is not a link to a deployment: {error}"),
+            Err(error) => fail!(
+                Kind::Invalid,
+                "{link} is not a link to a deployment: {error}"
+            ),
         };
         let last = target.file_name().map(|name| name.to_string_lossy());
         for slot in [Slot::Zero, Slot::One] {
@@ -278,7 +285,18 @@ mod tests {
         for good in ["a", "container.0", "A-b_c.d", "0"] {
             assert!(good.parse::<ContainerName>().is_ok(), "{good}");
         }
-        for bad in ["", "../x", "-x", ".x", "a/b", "a b", "a\nb", "é", "a%b", &"x".repeat(300)] {
+        for bad in [
+            "",
+            "../x",
+            "-x",
+            ".x",
+            "a/b",
+            "a b",
+            "a\nb",
+            "é",
+            "a%b",
+            &"x".repeat(300),
+        ] {
             assert!(bad.parse::<ContainerName>().is_err(), "{bad:?}");
         }
     }

@@ -92,9 +92,10 @@ mod tests {
 
     #[test]
     fn nulls_and_missing_fields_are_tolerated() {
-        let config =
-            ImageConfig::parse(br#"{"config":{"Labels":null,"Env":null,"Cmd":["a"]},"rootfs":null}"#)
-                .unwrap();
+        let config = ImageConfig::parse(
+            br#"{"config":{"Labels":null,"Env":null,"Cmd":["a"]},"rootfs":null}"#,
+        )
+        .unwrap();
         assert_eq!(config.config.cmd, ["a"]);
         assert_eq!(config.label("x"), None);
         assert_eq!(ImageConfig::parse(b"{}").unwrap(), ImageConfig::default());

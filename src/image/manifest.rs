@@ -331,13 +331,11 @@ mod tests {
     fn confusing_manifests_are_refused() {
         let d = digest('a');
         for text in [
-            "".to_owned(),
+            String::new(),
             "[]".into(),
             "{}".into(),
             "not json".into(),
-            format!(
-                r#"{{"manifests":[],"layers":[],"config":{{"digest":"{d}"}}}}"#
-            ),
+            format!(r#"{{"manifests":[],"layers":[],"config":{{"digest":"{d}"}}}}"#),
             format!(
                 r#"{{"mediaType":"application/vnd.oci.image.index.v1+json","layers":[],"config":{{"digest":"{d}"}}}}"#
             ),

@@ -259,19 +259,21 @@ impl Reference {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
-        let path = match &self.transport {
-            Transport::DockerArchive { path }
-            | Transport::OciLayout { path }
-            | Transport::OciArchive { path }
-            | Transport::Dir { path } => path,
-            _ => fail!(Kind::Invalid, "the reference \"{self}\" has no image name"),
+        let (Transport::DockerArchive { path }
+        | Transport::OciLayout { path }
+        | Transport::OciArchive { path }
+        | Transport::Dir { path }) = &self.transport
+        else {
+            fail!(Kind::Invalid, "the reference \"{self}\" has no image name");
         };
         let (path, tag) = match path.rsplit_once(':') {
             Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
             _ => (path.as_str(), None),
         };
         // A layout's own ref name may be a whole image name: `oci:/srv/layout:registry/app:1`.
-        let stem = path.rsplit('/').find(|part| !part.is_empty() && *part != ".");
+        let stem = path
+            .rsplit('/')
+            .find(|part| !part.is_empty() && *part != ".");
         let stem = stem
             .unwrap_or("image")
             .trim_end_matches(".tar")
@@ -369,12 +371,7 @@ mod tests {
                 "library/busybox",
                 "latest",
             ),
-            (
-                "docker.io/busybox:2.1",
-                Some("docker.io"),
-                "busybox",
-                "2.1",
-            ),
+            ("docker.io/busybox:2.1", Some("docker.io"), "busybox", "2.1"),
             (
                 "docker.io:5000/busybox",
                 Some("docker.io:5000"),
@@ -438,10 +435,7 @@ mod tests {
             assert_eq!(shown, reference, "{text}");
         }
         let reference: Reference = "http:a.b/c".parse().unwrap();
-        assert_eq!(
-            reference.transport,
-            Transport::Registry { insecure: true }
-        );
+        assert_eq!(reference.transport, Transport::Registry { insecure: true });
         // A name that merely contains "http:" is not insecure, and is not a name either.
         assert!("a.b/http:c/d".parse::<Reference>().is_err());
     }

@@ -1,10 +1,10 @@
-//! OSTree refs of images and blobs.
+//! `OSTree` refs of images and blobs.
 //!
 //! `ociimage/` and the encoded name for an image, `ociimage/` and 64 hexadecimal digits for a layer
 //! or config blob, `ociimage-tree/` and 64 digits for the merged tree of a manifest. In an encoded
 //! name every byte outside `[A-Za-z0-9.-]` is `_` and two upper-case hexadecimal digits.
 
-use super::digest::Digest;
+use super::digest::{Digest, hex};
 
 /// Prefix of image and blob refs.
 pub const IMAGE_PREFIX: &str = "ociimage/";
@@ -56,7 +56,8 @@ pub fn encode(name: &str) -> String {
         if byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-' {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("_{byte:02X}"));
+            out.push('_');
+            out.push_str(&hex(&[byte]).to_uppercase());
         }
     }
     out

@@ -41,7 +41,7 @@ pub struct Pulled {
     pub digest: Digest,
     /// How many layers were fetched.
     pub fetched: usize,
-    /// Entries of those layers that OSTree cannot hold.
+    /// Entries of those layers that `OSTree` cannot hold.
     pub skipped: u64,
     /// The store already had this very image under this name.
     pub unchanged: bool,
@@ -151,11 +151,8 @@ fn bring_in(
         );
         // skopeo knows best why a stream ended early; our own checks name the layer.
         let finished = reader.finish();
-        let done = match (result, finished) {
-            (Ok(done), Ok(())) => done,
-            (_, Err(error)) => return Err(error),
-            (Err(error), Ok(())) => return Err(error),
-        };
+        finished?;
+        let done = result?;
         if done.diff_id != *diff_id {
             fail!(
                 Kind::Invalid,

@@ -36,17 +36,26 @@ impl Runtime {
                     format!("Cannot install the container: the runtime {name} is not installed"),
                 )
             })?,
-            None => KNOWN.iter().find_map(|name| find_program(name)).ok_or_else(|| {
-                Error::new(
-                    Kind::NotFound,
-                    "Cannot install the container: the runtime runc is not installed",
-                )
-            })?,
+            None => KNOWN
+                .iter()
+                .find_map(|name| find_program(name))
+                .ok_or_else(|| {
+                    Error::new(
+                        Kind::NotFound,
+                        "Cannot install the container: the runtime runc is not installed",
+                    )
+                })?,
         };
         let path = Utf8PathBuf::try_from(found)
             .map_err(|_| Error::new(Kind::Invalid, "the path of the runtime is not UTF-8"))?;
-        if path.as_str().contains(|c: char| !(c.is_ascii_alphanumeric() || "/._+-".contains(c))) {
-            fail!(Kind::Invalid, "the path of the runtime has odd characters: {path}");
+        if path
+            .as_str()
+            .contains(|c: char| !(c.is_ascii_alphanumeric() || "/._+-".contains(c)))
+        {
+            fail!(
+                Kind::Invalid,
+                "the path of the runtime has odd characters: {path}"
+            );
         }
         Ok(Self { path })
     }
@@ -59,7 +68,12 @@ impl Runtime {
     /// The directives that start and stop a container under an image's own unit template
     /// (`EXEC_START`, `EXEC_STOP`, `EXEC_STARTPRE`, `EXEC_STOPPOST`). `detached`: the template asks
     /// for a PID file.
-    pub fn directives(&self, name: &str, pidfile: &str, detached: bool) -> [(&'static str, String); 4] {
+    pub fn directives(
+        &self,
+        name: &str,
+        pidfile: &str,
+        detached: bool,
+    ) -> [(&'static str, String); 4] {
         let systemd = if self.help(&[]).contains("--systemd-cgroup") {
             " --systemd-cgroup"
         } else {

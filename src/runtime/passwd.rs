@@ -78,7 +78,10 @@ fn look_up(passwd: &str, group: &str, wanted: &str) -> Result<User> {
                 .find(|(name, _, _)| *name == wanted)
                 .map(|(_, gid, _)| gid)
                 .ok_or_else(|| {
-                    Error::new(Kind::NotFound, format!("the image has no group \"{wanted}\""))
+                    Error::new(
+                        Kind::NotFound,
+                        format!("the image has no group \"{wanted}\""),
+                    )
                 })?,
         };
         return Ok(User {

@@ -41,7 +41,9 @@ fn convert(profile: &Value, capabilities: &[&str], arch: &str) -> Value {
         }
     }
     let any_of = |wanted: &Value, have: &dyn Fn(&str) -> bool| {
-        list(wanted).iter().any(|item| item.as_str().is_some_and(have))
+        list(wanted)
+            .iter()
+            .any(|item| item.as_str().is_some_and(have))
     };
     let has_arch = |name: &str| name == short || name == architecture;
     let has_cap = |name: &str| capabilities.contains(&name);
@@ -111,7 +113,10 @@ mod tests {
         assert_eq!(names(&[]), ["read", "umount"]);
         assert_eq!(names(&["CAP_SYS_ADMIN"]), ["read", "mount"]);
         let out = convert(&profile, &[], "x86_64");
-        assert_eq!(out["architectures"], json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]));
+        assert_eq!(
+            out["architectures"],
+            json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"])
+        );
         assert_eq!(out["defaultErrnoRet"], 38);
     }
 }

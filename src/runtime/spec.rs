@@ -19,7 +19,15 @@ use crate::safefs::Files;
 use crate::template::{self, Template};
 
 /// Where services of plain images expect to write.
-const WRITABLE: [&str; 7] = ["/etc", "/var", "/usr/local", "/opt", "/srv", "/home", "/root"];
+const WRITABLE: [&str; 7] = [
+    "/etc",
+    "/var",
+    "/usr/local",
+    "/opt",
+    "/srv",
+    "/home",
+    "/root",
+];
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// A label by which an image asks for `Type=notify`.
 const NOTIFY_LABEL: &str = "atomic.service.type";
@@ -236,9 +244,14 @@ fn stop_signal(text: &str) -> Result<String> {
     if text.is_empty() {
         return Ok("SIGTERM".into());
     }
-    let plain = text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'+' || c == b'-');
+    let plain = text
+        .bytes()
+        .all(|c| c.is_ascii_alphanumeric() || c == b'+' || c == b'-');
     if !plain || text.len() > 16 {
-        fail!(Kind::Invalid, "the image has an odd stop signal: \"{text}\"");
+        fail!(
+            Kind::Invalid,
+            "the image has an odd stop signal: \"{text}\""
+        );
     }
     let upper = text.to_uppercase();
     if upper.starts_with("SIG") || upper.bytes().all(|c| c.is_ascii_digit()) {
@@ -249,16 +262,25 @@ fn stop_signal(text: &str) -> Result<String> {
 }
 
 fn base_mounts() -> Vec<Value> {
-    let mount = |destination: &str, kind: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": kind, "options": options})
-    };
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         mount(
             "/dev/pts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
         mount(
             "/dev/shm",
@@ -331,7 +353,13 @@ fn overlays(
         let (upper, work) = (own.join("upper"), own.join("work"));
         directories.push(directory(kind, own.clone(), 0o700, 0, 0));
         // The upper layer's root is what the container sees, so it carries the image's owner and mode.
-        directories.push(directory(kind, upper.clone(), stat.mode, stat.uid, stat.gid));
+        directories.push(directory(
+            kind,
+            upper.clone(),
+            stat.mode,
+            stat.uid,
+            stat.gid,
+        ));
         directories.push(directory(kind, work.clone(), 0o700, 0, 0));
         mounts.push(json!({
             "destination": path,
@@ -360,11 +388,15 @@ fn declared_volumes(
     let mut any = false;
     for path in input.image.config.volumes.keys() {
         let path = path.trim_end_matches('/');
-        if input.options.volumes.iter().any(|v| v.destination.trim_end_matches('/') == path) {
+        if input
+            .options
+            .volumes
+            .iter()
+            .any(|v| v.destination.trim_end_matches('/') == path)
+        {
             continue;
         }
-        check_container_path(path)
-            .map_err(|error| error.within("the image declares a volume"))?;
+        check_container_path(path).map_err(|error| error.within("the image declares a volume"))?;
         let (mode, uid, gid) = match input.files.stat(path)? {
             Some(stat) if stat.is_dir => (stat.mode, stat.uid, stat.gid),
             _ => (0o755, 0, 0),
@@ -389,9 +421,7 @@ pub fn check_container_path(path: &str) -> Result<()> {
     let plain = path.starts_with('/')
         && path.len() > 1
         && path.len() < 1024
-        && !path
-            .split('/')
-            .any(|part| part == ".." || part == ".")
+        && !path.split('/').any(|part| part == ".." || part == ".")
         && !path.contains(|c: char| c.is_control() || c.is_whitespace() || "%\\\"'$:,".contains(c));
     if !plain {
         fail!(Kind::Invalid, "\"{path}\" is not a plain absolute path");
@@ -437,13 +467,22 @@ mod tests {
     #[test]
     fn later_environment_wins_and_order_is_kept() {
         let texts = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        let env = environment(&texts(&["A=1", "PATH=/bin"]), &texts(&["A=2", "B=3"]), "/root");
+        let env = environment(
+            &texts(&["A=1", "PATH=/bin"]),
+            &texts(&["A=2", "B=3"]),
+            "/root",
+        );
         assert_eq!(env, ["PATH=/bin", "HOME=/root", "A=2", "B=3"]);
     }
 
     #[test]
     fn stop_signals_are_normalised() {
-        for (text, signal) in [("", "SIGTERM"), ("quit", "SIGQUIT"), ("SIGINT", "SIGINT"), ("9", "9")] {
+        for (text, signal) in [
+            ("", "SIGTERM"),
+            ("quit", "SIGQUIT"),
+            ("SIGINT", "SIGINT"),
+            ("9", "9"),
+        ] {
             assert_eq!(stop_signal(text).unwrap(), signal);
         }
         assert!(stop_signal("TERM\nExecStart=/x").is_err());
@@ -454,7 +493,15 @@ mod tests {
         let volume = parse_volume("/tmp:/data:ro").unwrap();
         assert!(volume.read_only);
         assert_eq!(volume.destination, "/data");
-        for bad in ["/tmp", "tmp:/x", "/tmp:x", "/tmp:/x:zz", "/tmp:/a/../b", "/no-such-path:/x", "/tmp:/"] {
+        for bad in [
+            "/tmp",
+            "tmp:/x",
+            "/tmp:x",
+            "/tmp:/x:zz",
+            "/tmp:/a/../b",
+            "/no-such-path:/x",
+            "/tmp:/",
+        ] {
             assert!(parse_volume(bad).is_err(), "{bad}");
         }
     }

@@ -115,7 +115,8 @@ pub fn fsync_dir(path: &Path) -> Result<()> {
 /// an fsync for each would be fifty times slower.
 pub fn sync_file_system(path: &Path) -> Result<()> {
     let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
-    rustix::fs::syncfs(&file).context(|| format!("cannot sync the file system of {}", path.display()))
+    rustix::fs::syncfs(&file)
+        .context(|| format!("cannot sync the file system of {}", path.display()))
 }
 
 fn parent(path: &Path) -> &Path {

@@ -139,7 +139,13 @@ mod tests {
         )
         .unwrap();
         let root = Root::open(&root).unwrap();
-        for path in ["etc/passwd", "/etc/passwd", "absolute", "up", "../etc/passwd"] {
+        for path in [
+            "etc/passwd",
+            "/etc/passwd",
+            "absolute",
+            "up",
+            "../etc/passwd",
+        ] {
             assert_eq!(root.read(path, 100).unwrap().unwrap(), b"inside", "{path}");
         }
         for path in ["out", "loop", "../secret", "none", "etc/passwd/x"] {

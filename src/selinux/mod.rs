@@ -1,4 +1,4 @@
-//! Labels of the host's policy. Where SELinux is off, nothing happens and nothing is slower.
+//! Labels of the host's policy. Where `SELinux` is off, nothing happens and nothing is slower.
 
 use std::ffi::{CString, c_void};
 use std::marker::PhantomData;
@@ -19,7 +19,7 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// The host's file contexts, or nothing where SELinux is off.
+    /// The host's file contexts, or nothing where `SELinux` is off.
     pub fn of_host() -> Result<Option<Self>> {
         if selinux::kernel_support() == KernelSupport::Unsupported {
             return Ok(None);
@@ -39,7 +39,10 @@ impl Labels {
         let path = path.strip_prefix(HOST_FILES).unwrap_or(path);
         let path = CString::new(format!("/{path}")).ok()?;
         let mode = FileAccessMode::new(mode)?;
-        let context = self.labeler.look_up(&path, mode.mode() as i32).ok()?;
+        let context = self
+            .labeler
+            .look_up(&path, mode.mode().cast_signed())
+            .ok()?;
         let mut label = context.as_bytes().to_vec();
         // The kernel stores labels with their terminating NUL.
         if label.last() != Some(&0) {

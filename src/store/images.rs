@@ -8,7 +8,9 @@ use super::objects::{self, NO_CANCEL, metadata_string};
 use super::{DEPLOYMENT_PREFIX, ImageTree, Store};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::refname::{self, IMAGE_PREFIX, RefKind, TREE_PREFIX, blob_ref, image_ref, tree_ref};
+use crate::image::refname::{
+    self, IMAGE_PREFIX, RefKind, TREE_PREFIX, blob_ref, image_ref, tree_ref,
+};
 use crate::image::{Digest, ImageConfig, Manifest};
 use crate::safefs::Files as _;
 
@@ -192,7 +194,10 @@ impl Store {
                 self.resolve(&blob_ref(digest))?.ok_or_else(|| {
                     Error::new(
                         Kind::NotFound,
-                        format!("Layer not found: {}.  Please pull the image again", digest.hex()),
+                        format!(
+                            "Layer not found: {}.  Please pull the image again",
+                            digest.hex()
+                        ),
                     )
                 })
             })
@@ -260,8 +265,8 @@ impl Store {
                 let metadata = objects::commit_metadata(&self.repo, commit)?;
                 let manifest = metadata_string(&metadata, "docker.manifest")
                     .and_then(|text| Manifest::parse(text.as_bytes()).ok());
-                let digest = metadata_string(&metadata, "docker.digest")
-                    .and_then(|text| text.parse().ok());
+                let digest =
+                    metadata_string(&metadata, "docker.digest").and_then(|text| text.parse().ok());
                 keep(&mut used, manifest.as_ref(), digest);
             }
         }

@@ -14,7 +14,9 @@ use gio::prelude::*;
 use glib::Variant;
 use ostree::Repo;
 
-use super::objects::{Checksum, Commit, DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree};
+use super::objects::{
+    Checksum, Commit, DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree,
+};
 use super::tar::{Content, Entry, EntryKind, TarStream};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
@@ -24,6 +26,8 @@ use crate::selinux::Labels;
 
 /// Files up to this size are written with one call; larger ones are streamed.
 const INLINE_BYTES: u64 = 256 * 1024;
+/// Read and written at once when streaming.
+const STREAM_BYTES: usize = 256 * 1024;
 /// Deeper paths serve no image.
 const MAX_DEPTH: usize = 512;
 /// The same limit the kernel has for one path.
@@ -44,7 +48,7 @@ pub struct ImportedLayer {
     pub diff_id: Digest,
     /// Bytes of the uncompressed layer.
     pub uncompressed_size: u64,
-    /// Entries that OSTree cannot hold.
+    /// Entries that `OSTree` cannot hold.
     pub skipped: u64,
 }
 
@@ -67,7 +71,9 @@ pub fn import(
         // To the end in every case: a damaged blob explains a damaged archive.
         let drained = std::io::copy(&mut buffered, &mut std::io::sink());
         drained
-            .kind(Kind::Transport, || format!("cannot read the blob {}", descriptor.digest))
+            .kind(Kind::Transport, || {
+                format!("cannot read the blob {}", descriptor.digest)
+            })
             .and(unpacked)
     };
     let (digest, size, _) = compressed.finish();
@@ -77,7 +83,11 @@ pub fn import(
             "the blob {} is damaged: it should have {} bytes and has {}{size}",
             descriptor.digest,
             descriptor.size,
-            if size > descriptor.size { "at least " } else { "" }
+            if size > descriptor.size {
+                "at least "
+            } else {
+                ""
+            }
         );
     }
     if digest != descriptor.digest {
@@ -101,7 +111,10 @@ pub fn import(
                 unpacked.diff_id.to_string().to_variant(),
             ),
             ("atomic-rs.implied", unpacked.implied.to_variant()),
-            ("atomic-rs.skipped", unpacked.skipped.to_string().to_variant()),
+            (
+                "atomic-rs.skipped",
+                unpacked.skipped.to_string().to_variant(),
+            ),
         ],
         tree: unpacked.tree,
         meta: unpacked.meta,
@@ -365,7 +378,7 @@ impl Builder<'_> {
                 .repo
                 .write_regfile(None, entry.uid, entry.gid, mode, size, Some(&xattrs))
                 .context(|| "cannot write to the repository".into())?;
-            self.buffer.resize(INLINE_BYTES as usize, 0);
+            self.buffer.resize(STREAM_BYTES, 0);
             loop {
                 let n = content
                     .read(&mut self.buffer)
@@ -427,12 +440,10 @@ impl Builder<'_> {
                 done.pop();
                 continue;
             }
-            let target = match self.lookup(&done).and_then(|dir| dir.entries.get(&name)) {
-                Some(Node::Symlink(_, target)) => target,
-                _ => {
-                    done.push(name);
-                    continue;
-                }
+            let node = self.lookup(&done).and_then(|dir| dir.entries.get(&name));
+            let Some(Node::Symlink(_, target)) = node else {
+                done.push(name);
+                continue;
             };
             followed += 1;
             if followed > MAX_LINKS_FOLLOWED {
@@ -445,7 +456,11 @@ impl Builder<'_> {
                 done.clear();
             }
             let parts = target.split('/').rev();
-            todo.extend(parts.filter(|part| !matches!(*part, "" | ".")).map(str::to_owned));
+            todo.extend(
+                parts
+                    .filter(|part| !matches!(*part, "" | "."))
+                    .map(str::to_owned),
+            );
         }
         if done.len() > MAX_DEPTH {
             fail!(Kind::Invalid, "deeper than {MAX_DEPTH} directories");
@@ -520,13 +535,12 @@ impl Builder<'_> {
             }
         }
         let meta = dir.meta.clone().unwrap_or_default();
-        let meta = match self.metas.get(&meta) {
-            Some(sum) => *sum,
-            None => {
-                let sum = write_dirmeta(self.repo, &meta)?;
-                self.metas.insert(meta, sum);
-                sum
-            }
+        let meta = if let Some(sum) = self.metas.get(&meta) {
+            *sum
+        } else {
+            let sum = write_dirmeta(self.repo, &meta)?;
+            self.metas.insert(meta, sum);
+            sum
         };
         Ok((write_dirtree(self.repo, &tree)?, meta))
     }

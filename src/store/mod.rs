@@ -1,4 +1,4 @@
-//! Images in the OSTree repository.
+//! Images in the `OSTree` repository.
 //!
 //! # Refs and commits
 //! - `ociimage/<encoded name>`: an image. Tree: `/manifest.json`. Metadata: `docker.manifest` (the
@@ -36,7 +36,7 @@ use objects::{Commit, DirMeta, DirTree, NO_CANCEL, write_dirmeta, write_dirtree}
 
 pub use tree::ImageTree;
 
-/// The repository of a host that has OSTree for itself.
+/// The repository of a host that has `OSTree` for itself.
 const HOST_REPOSITORY: &str = "/ostree/repo";
 /// Prefix of the refs that pin what deployments need.
 pub const DEPLOYMENT_PREFIX: &str = "atomic-deployment/";
@@ -297,7 +297,11 @@ pub fn missing_blobs<'m>(store: &Store, manifest: &'m Manifest) -> Result<Vec<&'
     let mut missing: Vec<&Descriptor> = Vec::new();
     for descriptor in layers.iter().chain([config]) {
         let there = store.resolve(&blob_ref(descriptor.digest))?.is_some();
-        if !there && !missing.iter().any(|other| other.digest == descriptor.digest) {
+        if !there
+            && !missing
+                .iter()
+                .any(|other| other.digest == descriptor.digest)
+        {
             missing.push(descriptor);
         }
     }

@@ -1,16 +1,16 @@
-//! OSTree metadata objects as Rust values. Shapes: libostree's `ostree-core.h`.
+//! `OSTree` metadata objects as Rust values. Shapes: libostree's `ostree-core.h`.
 
 use std::collections::BTreeMap;
 
 use glib::prelude::*;
 use glib::{Variant, VariantDict};
-use ostree::{ObjectType, Repo};
 use ostree::{DirmetaVariantType, TreeVariantType};
+use ostree::{ObjectType, Repo};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::digest::{hex, unhex};
 
-/// A checksum of an OSTree object.
+/// A checksum of an `OSTree` object.
 pub type Checksum = [u8; 32];
 
 /// No cancellation: a killed command is brought back by the journal and libostree's staging.
@@ -74,7 +74,9 @@ pub fn read_dirmeta(repo: &Repo, sum: &Checksum) -> Result<DirMeta> {
     let variant = load(repo, ObjectType::DirMeta, sum)?;
     let (uid, gid, mode, xattrs) = variant
         .try_get::<DirmetaVariantType>()
-        .kind(Kind::Invalid, || format!("the object {} is damaged", hex(sum)))?;
+        .kind(Kind::Invalid, || {
+            format!("the object {} is damaged", hex(sum))
+        })?;
     Ok(DirMeta {
         uid: u32::from_be(uid),
         gid: u32::from_be(gid),

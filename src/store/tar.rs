@@ -29,7 +29,7 @@ pub enum EntryKind {
     Symlink(Vec<u8>),
     /// Another name for an earlier file.
     HardLink(Vec<u8>),
-    /// A device node, fifo or something unknown: OSTree cannot hold it.
+    /// A device node, fifo or something unknown: `OSTree` cannot hold it.
     Special,
 }
 
@@ -119,7 +119,10 @@ impl<R: Read> TarStream<R> {
             match event {
                 ParseEvent::NeedData { min_bytes } => {
                     if min_bytes > MAX_HEADER_BYTES {
-                        fail!(Kind::Invalid, "the archive is malformed: an entry has too many headers");
+                        fail!(
+                            Kind::Invalid,
+                            "the archive is malformed: an entry has too many headers"
+                        );
                     }
                     wanted = min_bytes.max(self.end - self.start + 1);
                 }
@@ -196,10 +199,13 @@ impl<R: Read> TarStream<R> {
                 self.pending = 0;
                 break;
             }
-            let take = self.pending.min((self.end - self.start) as u64);
-            self.start += take as usize;
-            self.pending -= take;
-            self.data = self.data.saturating_sub(take);
+            let buffered = self.end - self.start;
+            let take = usize::try_from(self.pending)
+                .unwrap_or(usize::MAX)
+                .min(buffered);
+            self.start += take;
+            self.pending -= take as u64;
+            self.data = self.data.saturating_sub(take as u64);
         }
         Ok(())
     }
@@ -212,8 +218,10 @@ impl<R: Read> TarStream<R> {
             self.start = 0;
         }
         if self.buffer.len() < wanted || self.end == self.buffer.len() {
-            self.buffer
-                .resize((self.buffer.len() * 2).max(wanted.next_multiple_of(CHUNK)), 0);
+            self.buffer.resize(
+                (self.buffer.len() * 2).max(wanted.next_multiple_of(CHUNK)),
+                0,
+            );
         }
         let n = read_retrying(&mut self.reader, &mut self.buffer[self.end..])
             .kind(Kind::Invalid, || "cannot read the layer".into())?;
@@ -223,7 +231,9 @@ impl<R: Read> TarStream<R> {
 
     /// Raw data of the current entry.
     fn read_data(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let limit = usize::try_from(self.data).unwrap_or(usize::MAX).min(out.len());
+        let limit = usize::try_from(self.data)
+            .unwrap_or(usize::MAX)
+            .min(out.len());
         if limit == 0 {
             return Ok(0);
         }
@@ -307,7 +317,10 @@ fn check_sparse(chunks: &[Chunk], stored: u64, size: u64) -> Result<()> {
         let end = chunk.offset.checked_add(chunk.length);
         match end {
             Some(end) if chunk.offset >= position && end <= size => position = end,
-            _ => fail!(Kind::Invalid, "the archive is malformed: a sparse map is not in order"),
+            _ => fail!(
+                Kind::Invalid,
+                "the archive is malformed: a sparse map is not in order"
+            ),
         }
         total += chunk.length;
     }
@@ -337,7 +350,10 @@ fn convert(entry: &tar_core::parse::ParsedEntry<'_>, size: u64) -> Result<Entry>
             .ok_or_else(|| {
                 Error::new(
                     Kind::Invalid,
-                    format!("the archive has a link without target: {}", entry.path_lossy()),
+                    format!(
+                        "the archive has a link without target: {}",
+                        entry.path_lossy()
+                    ),
                 )
             })
     };
@@ -398,7 +414,9 @@ mod tests {
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
         header.set_cksum();
-        builder.append_data(&mut header.clone(), long, content).unwrap();
+        builder
+            .append_data(&mut header.clone(), long, content)
+            .unwrap();
         builder.append_data(&mut header, "second", content).unwrap();
         builder.into_inner().unwrap()
     }
@@ -416,7 +434,7 @@ mod tests {
 
     #[test]
     fn content_that_is_not_read_is_skipped() {
-        let bytes = archive("a", &[1; 200_000]);
+        let bytes = archive("a", &vec![1; 200_000]);
         let mut stream = TarStream::new(&bytes[..]);
         assert!(stream.next_entry().unwrap().is_some());
         assert_eq!(stream.next_entry().unwrap().unwrap().path, b"second");

@@ -71,34 +71,31 @@ impl Layer<'_> {
         let upper = read_dirtree(self.repo, tree)?;
         let opaque = upper.files.contains_key(OPAQUE);
         let keeps_meta = self.implied.contains(path);
-        let lower = match lower {
-            Some(lower) => {
-                let mut lower = open(self.repo, lower)?;
-                if opaque {
-                    lower.files.clear();
-                    lower.dirs.clear();
-                }
-                lower
+        let lower = if let Some(lower) = lower {
+            let mut lower = open(self.repo, lower)?;
+            if opaque {
+                lower.files.clear();
+                lower.dirs.clear();
             }
-            None => {
-                // Nothing below: the directory stands as it is, without its whiteouts.
-                let mut fresh = OpenDir {
-                    meta,
-                    files: BTreeMap::new(),
-                    dirs: BTreeMap::new(),
-                };
-                self.add(&mut fresh, &upper, path)?;
-                let unchanged = fresh.files.len() == upper.files.len()
-                    && fresh.dirs.iter().all(|(name, dir)| {
-                        matches!(dir, Merged::Stored(tree, meta)
-                            if upper.dirs.get(name) == Some(&(*tree, *meta)))
-                    });
-                return Ok(if unchanged {
-                    Merged::Stored(*tree, meta)
-                } else {
-                    Merged::Open(fresh)
+            lower
+        } else {
+            // Nothing below: the directory stands as it is, without its whiteouts.
+            let mut fresh = OpenDir {
+                meta,
+                files: BTreeMap::new(),
+                dirs: BTreeMap::new(),
+            };
+            self.add(&mut fresh, &upper, path)?;
+            let unchanged = fresh.files.len() == upper.files.len()
+                && fresh.dirs.iter().all(|(name, dir)| {
+                    matches!(dir, Merged::Stored(tree, meta)
+                        if upper.dirs.get(name) == Some(&(*tree, *meta)))
                 });
-            }
+            return Ok(if unchanged {
+                Merged::Stored(*tree, meta)
+            } else {
+                Merged::Open(fresh)
+            });
         };
         let mut result = lower;
         if !keeps_meta {
@@ -179,7 +176,7 @@ pub struct ImageTree {
 
 enum Found {
     File(Checksum),
-    Dir(Checksum, Checksum),
+    Dir(Checksum),
 }
 
 impl ImageTree {
@@ -234,8 +231,8 @@ impl ImageTree {
                 None => return Ok(None),
             }
         }
-        let (tree, meta) = done.last().map_or(self.root, |dir| *dir);
-        Ok(Some(Found::Dir(tree, meta)))
+        let (_, meta) = done.last().map_or(self.root, |dir| *dir);
+        Ok(Some(Found::Dir(meta)))
     }
 
     fn load(&self, sum: &Checksum) -> Result<(Option<gio::InputStream>, gio::FileInfo)> {
@@ -261,7 +258,7 @@ impl Files for ImageTree {
     fn stat(&self, path: &str) -> Result<Option<FileStat>> {
         Ok(match self.find(path, true)? {
             None => None,
-            Some(Found::Dir(_, meta)) => {
+            Some(Found::Dir(meta)) => {
                 let meta = read_dirmeta(&self.repo, &meta)?;
                 Some(FileStat {
                     is_dir: true,
@@ -302,7 +299,6 @@ impl Files for ImageTree {
         let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
         let (n, error) = stream
             .read_all(&mut content, NO_CANCEL)
-            .map(|(n, error)| (n, error))
             .context(|| format!("cannot read {path}"))?;
         if let Some(error) = error {
             fail!(Kind::Failed, "cannot read {path}: {error}");

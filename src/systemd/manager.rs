@@ -49,11 +49,7 @@ trait Systemd {
         runtime: bool,
         force: bool,
     ) -> zbus::Result<(bool, Vec<Change>)>;
-    async fn disable_unit_files(
-        &self,
-        files: &[&str],
-        runtime: bool,
-    ) -> zbus::Result<Vec<Change>>;
+    async fn disable_unit_files(&self, files: &[&str], runtime: bool) -> zbus::Result<Vec<Change>>;
     async fn get_unit_file_state(&self, file: &str) -> zbus::Result<String>;
     async fn list_units_by_names(&self, names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
 

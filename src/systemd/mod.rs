@@ -16,6 +16,10 @@ pub fn journal_tail(unit: &str, lines: u32) -> String {
         .args(["--quiet", "--no-pager", "--output=cat", "--unit", unit])
         .arg(format!("--lines={lines}"))
         .output()
-        .map(|finished| String::from_utf8_lossy(&finished.stdout).trim_end().to_owned())
+        .map(|finished| {
+            String::from_utf8_lossy(&finished.stdout)
+                .trim_end()
+                .to_owned()
+        })
         .unwrap_or_default()
 }

@@ -7,11 +7,10 @@ use crate::error::Result;
 
 /// Where the program is, for unit files.
 pub fn program() -> String {
-    find_program("systemd-tmpfiles")
-        .map_or_else(
-            || "/usr/bin/systemd-tmpfiles".to_owned(),
-            |path| path.to_string_lossy().into_owned(),
-        )
+    find_program("systemd-tmpfiles").map_or_else(
+        || "/usr/bin/systemd-tmpfiles".to_owned(),
+        |path| path.to_string_lossy().into_owned(),
+    )
 }
 
 /// Create what a tmpfiles.d file says.
@@ -75,7 +74,10 @@ mod tests {
     #[test]
     fn only_lines_below_the_directory_are_kept() {
         let text = "# x\nd /run/a 0700\nD /var/lib/a\nd /run/../etc 0700\nd /run/%m 0700\nR /run/b/*\nd /run\n";
-        assert_eq!(lines_below(text, "/run".into()), "d /run/a 0700\nR /run/b/*\n");
+        assert_eq!(
+            lines_below(text, "/run".into()),
+            "d /run/a 0700\nR /run/b/*\n"
+        );
         assert_eq!(directories(text), ["/run/a", "/var/lib/a", "/run"]);
     }
 }

@@ -73,9 +73,12 @@ pub fn substitute<'v>(
                     out.push_str(value);
                 }
                 Some(Value::Text(value)) => {
-                    let escaped = state
-                        .escape(value)
-                        .map_err(|why| Error::new(Kind::Invalid, format!("the value of {name} {why}, which cannot stand in '{file}'")))?;
+                    let escaped = state.escape(value).map_err(|why| {
+                        Error::new(
+                            Kind::Invalid,
+                            format!("the value of {name} {why}, which cannot stand in '{file}'"),
+                        )
+                    })?;
                     if place == Place::Json && !state.quoted() {
                         state.pass(&escaped);
                     }
@@ -193,8 +196,7 @@ impl State {
                 self.escaped = true;
             } else if Some(c) == self.quote {
                 self.quote = None;
-            } else if self.quote.is_none()
-                && (c == '"' || (c == '\'' && self.place != Place::Json))
+            } else if self.quote.is_none() && (c == '"' || (c == '\'' && self.place != Place::Json))
             {
                 self.quote = Some(c);
             }
@@ -206,12 +208,11 @@ impl State {
 
     fn escape(&self, value: &str) -> Result<String, &'static str> {
         match self.place {
-            Place::Plain => Ok(value.to_owned()),
             Place::Json if self.quoted() => {
                 let quoted = serde_json::Value::from(value).to_string();
                 Ok(quoted[1..quoted.len() - 1].to_owned())
             }
-            Place::Json => Ok(value.to_owned()),
+            Place::Json | Place::Plain => Ok(value.to_owned()),
             Place::Unit => {
                 let key = self.line.split('=').next().unwrap_or("").trim();
                 let exec = key.starts_with("Exec");
@@ -327,13 +328,19 @@ mod tests {
             assert_eq!(run(text, Place::Unit, value).unwrap(), result, "{text}");
         }
         for value in ["a\nExecStartPre=/evil", "a\rb", "a\\"] {
-            assert!(run("Description=$X", Place::Unit, value).is_err(), "{value:?}");
+            assert!(
+                run("Description=$X", Place::Unit, value).is_err(),
+                "{value:?}"
+            );
         }
         assert_eq!(
             run("d $X 0700", Place::Tmpfiles, "/a b%u").unwrap(),
             "d /a\\x20b%%u 0700"
         );
-        assert_eq!(run("ExecStart=$R", Place::Unit, "a 'b'").unwrap(), "ExecStart=a 'b'");
+        assert_eq!(
+            run("ExecStart=$R", Place::Unit, "a 'b'").unwrap(),
+            "ExecStart=a 'b'"
+        );
     }
 
     #[test]

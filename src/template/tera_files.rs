@@ -43,7 +43,9 @@ pub fn render(template: Template, directory: &Utf8Path, values: &impl Serialize)
     let path = directory.join(template.file());
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => template.built_in().to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            template.built_in().to_owned()
+        }
         Err(error) => fail!(Kind::Failed, "cannot read the template {path}: {error}"),
     };
     let failed = || format!("cannot render the template {}", template.file());
@@ -67,11 +69,13 @@ pub fn render(template: Template, directory: &Utf8Path, values: &impl Serialize)
 }
 
 /// `{{ value | json }}`: the value as JSON.
+#[allow(clippy::needless_pass_by_value)] // the shape of a filter
 fn json(value: Value, _: Kwargs, _: &State) -> String {
     serde_json::to_string(&value).unwrap_or_else(|_| "null".into())
 }
 
 /// `{{ text | unit }}`: text for a plain line of a unit file.
+#[allow(clippy::needless_pass_by_value)] // the shape of a filter
 fn unit(text: String, _: Kwargs, _: &State) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -80,4 +84,3 @@ fn unit(text: String, _: Kwargs, _: &State) -> String {
         .trim_end_matches('\\')
         .to_owned()
 }
-

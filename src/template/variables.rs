@@ -124,7 +124,12 @@ mod tests {
     #[test]
     fn precedence() {
         let variables = Variables::new(
-            &map(&[("A", "image"), ("B", "image"), ("UUID", "fixed"), ("RUN_DIRECTORY", "x")]),
+            &map(&[
+                ("A", "image"),
+                ("B", "image"),
+                ("UUID", "fixed"),
+                ("RUN_DIRECTORY", "x"),
+            ]),
             &map(&[("RUN_DIRECTORY", "/run")]),
             &map(&[("B", "user"), ("NAME", "user")]),
             &map(&[("NAME", "n")]),

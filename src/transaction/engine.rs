@@ -219,7 +219,10 @@ fn said(error: Error, plan: &Plan) -> Error {
     match plan.from {
         Some(slot) if plan.was_active => Error::new(
             error.kind(),
-            format!("{error}\ndeployment {slot} of {} is running again", plan.name),
+            format!(
+                "{error}\ndeployment {slot} of {} is running again",
+                plan.name
+            ),
         ),
         Some(slot) => Error::new(
             error.kind(),

@@ -210,10 +210,14 @@ impl Step {
                 commit,
                 remote,
                 files,
-            } => deploy(host, &paths.staged(*slot, id), commit.as_deref(), remote.as_deref(), files),
-            Self::SetRef { name, to, .. } => {
-                Store::open(host.config)?.set_ref(name, to.as_deref())
-            }
+            } => deploy(
+                host,
+                &paths.staged(*slot, id),
+                commit.as_deref(),
+                remote.as_deref(),
+                files,
+            ),
+            Self::SetRef { name, to, .. } => Store::open(host.config)?.set_ref(name, to.as_deref()),
             Self::StageFile {
                 target,
                 content,
@@ -311,9 +315,7 @@ impl Step {
             Self::SetRef { name, from, .. } => {
                 Store::open(host.config)?.set_ref(name, from.as_deref())
             }
-            Self::StageFile { target, .. } => {
-                safefs::remove_if_exists(&beside(target, id, "new"))
-            }
+            Self::StageFile { target, .. } => safefs::remove_if_exists(&beside(target, id, "new")),
             Self::Disable { unit } if plan.was_enabled => {
                 host.with_manager(|manager| manager.enable(unit))
             }
@@ -406,16 +408,13 @@ fn deploy(
 /// Point the container's symlink to a slot, or remove it.
 fn point(paths: &Paths, slot: Option<Slot>) -> Result<()> {
     let link = paths.link();
-    match slot {
-        Some(slot) => {
-            safefs::replace_symlink(link.as_std_path(), paths.slot(slot).as_std_path())
-        }
-        None => {
-            safefs::remove_if_exists(link.as_std_path())?;
-            match link.parent() {
-                Some(parent) => safefs::fsync_dir(parent.as_std_path()),
-                None => Ok(()),
-            }
+    if let Some(slot) = slot {
+        safefs::replace_symlink(link.as_std_path(), paths.slot(slot).as_std_path())
+    } else {
+        safefs::remove_if_exists(link.as_std_path())?;
+        match link.parent() {
+            Some(parent) => safefs::fsync_dir(parent.as_std_path()),
+            None => Ok(()),
         }
     }
 }
@@ -469,7 +468,11 @@ impl fmt::Display for Step {
             Self::PlaceDeployment { slot } => write!(f, "put deployment {slot} in place"),
             Self::RemoveDeployment { slot } => write!(f, "remove deployment {slot}"),
             Self::PlaceFile { target, replaces } => {
-                write!(f, "{} {target}", if *replaces { "replace" } else { "create" })
+                write!(
+                    f,
+                    "{} {target}",
+                    if *replaces { "replace" } else { "create" }
+                )
             }
             Self::RemoveFile { target } => write!(f, "remove {target}"),
             Self::Switch { from, to } => {

@@ -10,10 +10,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Command;
+use std::task::Poll;
 
 use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::Runtime;
 
 use crate::command::Child;
@@ -85,11 +86,13 @@ impl Auth {
             let content = serde_json::json!({"auths": {registry: {"auth": token}}});
             let mut file = tempfile::Builder::new()
                 .prefix("atomic-rs-auth-")
-                .tempfile_in(if PathBuf::from("/run/lock").is_dir() && rustix::process::geteuid().is_root() {
-                    PathBuf::from("/run")
-                } else {
-                    std::env::temp_dir()
-                })
+                .tempfile_in(
+                    if PathBuf::from("/run/lock").is_dir() && rustix::process::geteuid().is_root() {
+                        PathBuf::from("/run")
+                    } else {
+                        std::env::temp_dir()
+                    },
+                )
                 .context(|| "cannot create a credentials file".into())?;
             std::io::Write::write_all(&mut file, content.to_string().as_bytes())
                 .context(|| "cannot write a credentials file".into())?;
@@ -237,7 +240,11 @@ impl Source {
             .ok()
             .and_then(|value| {
                 let tags = value.get("Tags")?.as_array()?.clone();
-                Some(tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect())
+                Some(
+                    tags.iter()
+                        .filter_map(|tag| tag.as_str().map(str::to_owned))
+                        .collect(),
+                )
             })
             .unwrap_or_default()
     }
@@ -291,6 +298,7 @@ impl Source {
             digest: descriptor.digest,
             reader,
             driver,
+            outcome: None,
         })
     }
 
@@ -314,6 +322,7 @@ pub struct BlobReader<'s> {
     digest: Digest,
     reader: Box<dyn AsyncRead + Send + Unpin>,
     driver: BoxFuture<'s, containers_image_proxy::Result<()>>,
+    outcome: Option<containers_image_proxy::Result<()>>,
 }
 
 impl BlobReader<'_> {
@@ -323,27 +332,39 @@ impl BlobReader<'_> {
         // Whatever was not read must be, or skopeo waits for us while we wait for it.
         let drained = std::io::copy(&mut self, &mut std::io::sink());
         drained.context(|| format!("cannot read the blob {}", self.digest))?;
-        let Self {
-            source,
-            digest,
-            driver,
-            reader,
-        } = self;
-        drop(reader);
-        source
-            .runtime
-            .block_on(driver)
-            .map_err(|error| {
-                explain(&source.reference, &error.to_string()).within(format_args!("blob {digest}"))
-            })
+        let outcome = match self.outcome.take() {
+            Some(outcome) => outcome,
+            None => self.source.runtime.block_on(&mut self.driver),
+        };
+        outcome.map_err(|error| {
+            explain(&self.source.reference, &error.to_string())
+                .within(format_args!("blob {}", self.digest))
+        })
     }
 }
 
 impl Read for BlobReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.source
-            .runtime
-            .block_on(Pin::new(&mut self.reader).read(buffer))
+        let Self {
+            source,
+            reader,
+            driver,
+            outcome,
+            ..
+        } = self;
+        // skopeo closes its end of the pipe only when it is asked how the blob went, so the
+        // question must be under way while we read.
+        source.runtime.block_on(std::future::poll_fn(|context| {
+            if outcome.is_none()
+                && let Poll::Ready(result) = driver.as_mut().poll(context)
+            {
+                *outcome = Some(result);
+            }
+            let mut buffer = ReadBuf::new(buffer);
+            Pin::new(&mut *reader)
+                .poll_read(context, &mut buffer)
+                .map_ok(|()| buffer.filled().len())
+        }))
     }
 }
 
@@ -351,14 +372,28 @@ impl Read for BlobReader<'_> {
 fn explain(reference: &Reference, cause: &str) -> Error {
     let cause = cause.replace('\n', " ");
     let has = |texts: &[&str]| texts.iter().any(|text| cause.contains(text));
-    let (kind, hint) = if has(&["manifest unknown", "name unknown", "repository name not known"]) {
+    let (kind, hint) = if has(&[
+        "manifest unknown",
+        "name unknown",
+        "repository name not known",
+    ]) {
         (Kind::NotFound, "no such image")
-    } else if has(&["unauthorized", "authentication required", "access denied", "403 (Forbidden)"]) {
+    } else if has(&[
+        "unauthorized",
+        "authentication required",
+        "access denied",
+        "403 (Forbidden)",
+    ]) {
         (
             Kind::Transport,
             "the registry refused the credentials: use --creds, --authfile or \"skopeo login\"",
         )
-    } else if has(&["connection refused", "no such host", "network is unreachable", "i/o timeout"]) {
+    } else if has(&[
+        "connection refused",
+        "no such host",
+        "network is unreachable",
+        "i/o timeout",
+    ]) {
         (Kind::Transport, "the registry cannot be reached")
     } else if has(&["server gave HTTP response to HTTPS client"]) {
         (

@@ -33,7 +33,10 @@ pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
         return Ok(());
     }
     let Manifest::Image { config, layers, .. } = &fetched.manifest else {
-        fail!(Kind::Policy, "the policy cannot be applied to this manifest");
+        fail!(
+            Kind::Policy,
+            "the policy cannot be applied to this manifest"
+        );
     };
     let scratch = tempfile::Builder::new()
         .prefix("atomic-rs-policy-")

@@ -1,0 +1,273 @@
+//! A real systemd host that boots in a second: systemd-nspawn over an overlay whose lower layer is
+//! this machine's root.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Said as _, Scratch, must, program};
+
+/// Units that have no business in a throwaway host.
+const MASKED: [&str; 9] = [
+    "systemd-udevd.service",
+    "systemd-udev-trigger.service",
+    "systemd-networkd.service",
+    "systemd-timesyncd.service",
+    "systemd-resolved.service",
+    "systemd-firstboot.service",
+    "systemd-update-utmp.service",
+    "e2scrub_reap.service",
+    "docker-registry.service",
+];
+
+const TARGET: &str = "[Unit]\nRequires=basic.target\nWants=dbus.service\nAfter=basic.target dbus.service\nAllowIsolate=yes\n";
+
+pub struct Host {
+    nspawn: Child,
+    leader: u32,
+    root: PathBuf,
+    scratch: Scratch,
+}
+
+impl Host {
+    /// Boot a host with the program under test installed as `/usr/local/bin/atomic-rs`.
+    pub fn boot() -> Self {
+        let scratch = Scratch::new("host");
+        let base = scratch.join("host");
+        let containers = scratch.join("containers");
+        std::fs::create_dir_all(&base).unwrap();
+        std::fs::create_dir_all(&containers).unwrap();
+        must(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "tmpfs"])
+                .arg(&base),
+        );
+        for dir in ["upper", "work", "root"] {
+            std::fs::create_dir(base.join(dir)).unwrap();
+        }
+        must(
+            Command::new("mount")
+                .args(["-t", "overlay", "overlay", "-o"])
+                .arg(format!(
+                    "lowerdir=/,upperdir={0}/upper,workdir={0}/work",
+                    base.display()
+                ))
+                .arg(base.join("root")),
+        );
+        let root = base.join("root");
+        furnish(&root);
+        let log = std::fs::File::create(scratch.join("console.log")).unwrap();
+        let mut nspawn = Command::new("systemd-nspawn")
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .args([
+                "--quiet",
+                "--register=no",
+                "--keep-unit",
+                "--capability=all",
+            ])
+            .args([
+                "--system-call-filter=@known",
+                "--console=pipe",
+                "--boot",
+                "-D",
+            ])
+            .arg(&root)
+            .arg(format!(
+                "--bind={}:/var/lib/containers",
+                containers.display()
+            ))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("systemd-nspawn cannot run: run \"make deps\"");
+        std::fs::write(base.join("pid"), nspawn.id().to_string()).unwrap();
+        let start = Instant::now();
+        let leader = loop {
+            if let Some(leader) = leader_of(nspawn.id()) {
+                break leader;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(20) && nspawn.try_wait().unwrap().is_none(),
+                "the host does not boot: {}",
+                std::fs::read_to_string(scratch.join("console.log")).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let host = Self {
+            nspawn,
+            leader,
+            root,
+            scratch,
+        };
+        host.wait_until_up();
+        host
+    }
+
+    fn wait_until_up(&self) {
+        let start = Instant::now();
+        loop {
+            let output = self
+                .command("systemctl")
+                .args(["is-system-running", "--wait"])
+                .output()
+                .unwrap();
+            if matches!(output.out().trim(), "running" | "degraded") {
+                break;
+            }
+            assert!(
+                start.elapsed() < Duration::from_mins(1),
+                "the host does not come up: {}{}",
+                output.out(),
+                output.err()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A command inside the host.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args([
+                "-t",
+                &self.leader.to_string(),
+                "-m",
+                "-u",
+                "-i",
+                "-p",
+                "-C",
+                "--",
+            ])
+            .args([
+                "env",
+                "-i",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME=/root",
+                "LANG=C.UTF-8",
+            ])
+            .arg(program)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Run words separated by blanks inside the host.
+    pub fn run(&self, words: &str) -> Output {
+        let mut words = words.split_whitespace();
+        let program = words.next().unwrap();
+        self.command(program).args(words).output().unwrap()
+    }
+
+    /// The same for a command that must work; its stdout.
+    pub fn ok(&self, words: &str) -> String {
+        let output = self.run(words);
+        assert!(
+            output.status.success(),
+            "{words}: {}\n{}{}",
+            output.status,
+            output.out(),
+            output.err()
+        );
+        output.out()
+    }
+
+    /// Run a shell script inside the host.
+    pub fn sh(&self, script: &str) -> Output {
+        self.command("sh").args(["-c", script]).output().unwrap()
+    }
+
+    /// Run the program under test inside the host.
+    pub fn atomic(&self, words: &str) -> Output {
+        self.run(&format!("atomic-rs {words}"))
+    }
+
+    /// The same where it must work.
+    pub fn atomic_ok(&self, words: &str) -> String {
+        self.ok(&format!("atomic-rs {words}"))
+    }
+
+    /// A path of the host, seen from outside.
+    pub fn path(&self, path: &str) -> PathBuf {
+        match path.strip_prefix("/var/lib/containers/") {
+            Some(rest) => self.scratch.join("containers").join(rest),
+            // Mounts of the host (its /run, its /tmp) are seen through its first process.
+            None => {
+                Path::new(&format!("/proc/{}/root", self.leader)).join(path.trim_start_matches('/'))
+            }
+        }
+    }
+
+    /// The content of a file of the host.
+    pub fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    pub fn exists(&self, path: &str) -> bool {
+        std::fs::symlink_metadata(self.path(path)).is_ok()
+    }
+
+    /// Names and kinds of everything below some directories of the host, with times and sizes: two
+    /// equal listings mean that nothing was changed.
+    pub fn listing(&self, directories: &[&str]) -> String {
+        let script = format!(
+            "find {} -not -name .lock -not -path '*/.locks*' -printf '%p %y %s %i %m %T@\\n' 2>/dev/null | sort",
+            directories.join(" ")
+        );
+        self.sh(&script).out()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let journal = self.run("journalctl --no-pager --lines=60 --output=short-monotonic");
+            eprintln!("the host's journal:\n{}", journal.out());
+        }
+        let _ = Command::new("kill")
+            .args(["-KILL", &self.leader.to_string()])
+            .status();
+        let _ = self.nspawn.wait();
+        let _ = &self.root;
+    }
+}
+
+fn furnish(root: &Path) {
+    let system = root.join("etc/systemd/system");
+    for entry in std::fs::read_dir(&system).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().ends_with(".wants") {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+    std::fs::write(system.join("atomic-test.target"), TARGET).unwrap();
+    let default = system.join("default.target");
+    let _ = std::fs::remove_file(&default);
+    symlink("atomic-test.target", default).unwrap();
+    for unit in MASKED {
+        let path = system.join(unit);
+        let _ = std::fs::remove_file(&path);
+        symlink("/dev/null", path).unwrap();
+    }
+    std::fs::write(
+        root.join("etc/machine-id"),
+        "b08dfa6083e7567a1921a715000001fb\n",
+    )
+    .unwrap();
+    let bin = root.join("usr/local/bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::copy(program(), bin.join("atomic-rs")).unwrap();
+}
+
+/// The first process of the container: the child of nspawn that is number 1 in its own namespace.
+fn leader_of(nspawn: u32) -> Option<u32> {
+    let children =
+        std::fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
+    children.split_whitespace().find_map(|pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let is_first = status
+            .lines()
+            .any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"));
+        let booted = Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists();
+        (is_first && booted).then(|| pid.parse().ok())?
+    })
+}

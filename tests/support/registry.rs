@@ -1,0 +1,97 @@
+//! Debian's docker-registry on a loopback port.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Scratch, free_port, must};
+
+pub struct Registry {
+    child: Child,
+    port: u16,
+    scratch: Scratch,
+}
+
+impl Registry {
+    pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// A registry that asks for a user name and password.
+    pub fn with_password(user: &str, password: &str) -> Self {
+        let scratch = Scratch::new("htpasswd");
+        let line = must(Command::new("htpasswd").args(["-nbB", user, password]));
+        let file = scratch.join("htpasswd");
+        std::fs::write(&file, line).unwrap();
+        let registry = Self::with(&format!(
+            "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+            file.display()
+        ));
+        // Wanted for as long as the registry runs.
+        std::mem::forget(scratch);
+        registry
+    }
+
+    fn with(more: &str) -> Self {
+        let scratch = Scratch::new("registry");
+        let port = free_port();
+        let config = scratch.join("config.yml");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{more}",
+                scratch.join("data").display()
+            ),
+        )
+        .unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry cannot run: run \"make deps\"");
+        std::fs::write(scratch.join("pid"), child.id().to_string()).unwrap();
+        let registry = Self {
+            child,
+            port,
+            scratch,
+        };
+        let start = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "the registry does not start"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        registry
+    }
+
+    /// `127.0.0.1:PORT`
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The name of an image here, with the prefix for plain HTTP.
+    pub fn name(&self, image: &str) -> String {
+        format!("http:{}/{image}", self.address())
+    }
+
+    /// The file that holds a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        self.scratch.join(&format!(
+            "data/docker/registry/v2/blobs/sha256/{}/{hex}/data",
+            &hex[..2]
+        ))
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
