@@ -50,7 +50,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     }
     deployment::check_collision(config, name)?;
     let runtime = Runtime::find(request.runtime.as_deref().or(config.runtime.as_deref()))?;
-    for target in [paths.unit(), paths.tmpfiles()] {
+    for target in [paths.unit(), paths.tmpfiles(), paths.link()] {
         if std::fs::symlink_metadata(&target).is_ok() {
             fail!(Kind::Exists, "The file {target} already exists.");
         }

@@ -91,6 +91,9 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     }
     if own.exists() {
         plan.close.push(Step::RemoveTree { path: own });
+        plan.close.push(Step::RemoveEmptyDir {
+            path: config.run_directory.join("atomic-rs"),
+        });
     }
     let kept = if purge {
         for path in &data {

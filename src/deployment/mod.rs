@@ -200,6 +200,8 @@ impl Paths {
         let target = match std::fs::read_link(&link) {
             Ok(target) => target,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // A directory: the deployment of another container, or nobody's.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return Ok(None),
             Err(error) => fail!(
                 Kind::Invalid,
                 "{link} is not a link to a deployment: {error}"

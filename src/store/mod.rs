@@ -85,12 +85,16 @@ impl Store {
 
     fn open_locked(config: &Config, mode: safefs::Mode) -> Result<Self> {
         safefs::make_private_dir(config.checkouts.as_std_path())?;
+        for own in [".locks", ".journal"] {
+            safefs::make_private_dir(config.checkouts.join(own).as_std_path())?;
+        }
         let lock = Lock::take(
             config.checkouts.join(".lock").as_std_path(),
             mode,
             "the store",
         )?;
         let path = repository_path(config);
+        check_same_file_system(&path, &config.checkouts)?;
         let repo = Repo::new_for_path(&path);
         if path.join("config").exists() {
             repo.open(NO_CANCEL)
@@ -104,7 +108,6 @@ impl Store {
                 "the repository {path} is not of the kind \"bare\", which deployments are linked from"
             );
         }
-        check_same_file_system(&path, &config.checkouts)?;
         Ok(Self {
             repo,
             path,
@@ -341,10 +344,12 @@ fn create(repo: &Repo, path: &Utf8Path) -> Result<()> {
 
 /// Hard links need one file system; where only bind mounts tell, the link itself does.
 fn check_same_file_system(repository: &Utf8Path, checkouts: &Utf8Path) -> Result<()> {
+    // A repository that does not exist yet will be where its first existing parent is.
     let device = |path: &Utf8Path| {
-        std::fs::metadata(path)
+        let existing = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+        std::fs::metadata(existing)
             .map(|meta| meta.dev())
-            .context(|| format!("cannot stat {path}"))
+            .context(|| format!("cannot stat {existing}"))
     };
     if device(repository)? != device(checkouts)? {
         fail!(

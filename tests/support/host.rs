@@ -174,7 +174,7 @@ impl Host {
 
     /// Run a shell script inside the host.
     pub fn sh(&self, script: &str) -> Output {
-        self.command("sh").args(["-c", script]).output().unwrap()
+        self.command("bash").args(["-c", script]).output().unwrap()
     }
 
     /// Run the program under test inside the host.
@@ -200,11 +200,29 @@ impl Host {
 
     /// The content of a file of the host.
     pub fn read(&self, path: &str) -> String {
-        std::fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+        // Inside, where absolute links mean what they say.
+        self.ok(&format!("cat {path}"))
     }
 
     pub fn exists(&self, path: &str) -> bool {
         std::fs::symlink_metadata(self.path(path)).is_ok()
+    }
+
+    /// Assert that nothing below some directories has changed since `before` was listed.
+    pub fn assert_unchanged(&self, directories: &[&str], before: &str) {
+        let after = self.listing(directories);
+        let gone: Vec<&str> = before
+            .lines()
+            .filter(|line| !after.contains(line))
+            .collect();
+        let new: Vec<&str> = after
+            .lines()
+            .filter(|line| !before.contains(line))
+            .collect();
+        assert!(
+            gone.is_empty() && new.is_empty(),
+            "gone: {gone:#?}\nnew: {new:#?}"
+        );
     }
 
     /// Names and kinds of everything below some directories of the host, with times and sizes: two

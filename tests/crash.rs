@@ -1,0 +1,219 @@
+//! Kills at random moments: every container is wholly old or wholly new afterwards.
+
+mod support;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::images;
+use support::{Host, Registry, Said as _, free_port, wait_for_answer};
+
+const C: &str = "/var/lib/containers/atomic";
+const KILLS: u32 = 50;
+
+/// A small generator with a printed seed, so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        #[allow(clippy::cast_precision_loss)]
+        let value = (self.0 >> 11) as f64;
+        value / (1u64 << 53) as f64
+    }
+}
+
+struct Trial<'h> {
+    host: &'h Host,
+    port: u16,
+    killed: u32,
+    completed: u32,
+    done: u32,
+    undone: u32,
+    random: Random,
+    /// Moments were drawn from this long: a little more than the verb takes.
+    span: Duration,
+}
+
+impl Trial<'_> {
+    /// Start a verb, kill it at a random moment, recover.
+    fn kill(&mut self, words: &str) {
+        let moment = self.span.mul_f64(self.random.next() * 1.1);
+        let start = Instant::now();
+        let mut child = self
+            .host
+            .command("atomic-rs")
+            .args(words.split_whitespace())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(moment);
+        // nsenter forks for the new process namespace: the program is its only child.
+        let nsenter = child.id();
+        let children = std::fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"))
+            .unwrap_or_default();
+        for pid in children.split_whitespace() {
+            let _ = Command::new("kill").args(["-KILL", pid]).status();
+        }
+        let status = child.wait().unwrap();
+        if status.success() {
+            self.completed += 1;
+            self.span = (self.span + start.elapsed()) / 2;
+        } else {
+            self.killed += 1;
+            if children.is_empty() {
+                panic!("{words} failed by itself");
+            }
+        }
+        let recovered = self.host.atomic("recover");
+        assert_eq!(
+            recovered.code(),
+            0,
+            "{words} at {moment:?}: {}",
+            recovered.err()
+        );
+        self.done += u32::from(recovered.out().contains("completed"));
+        self.undone += u32::from(recovered.out().contains("undone"));
+        // A second recovery finds nothing to do.
+        let again = self.host.atomic("recover");
+        assert_eq!(
+            (again.code(), again.out().as_str()),
+            (0, ""),
+            "{words} at {moment:?}"
+        );
+        self.check(words, moment);
+    }
+
+    /// The container is wholly at one version, or not there at all.
+    fn check(&self, words: &str, moment: Duration) {
+        let at = format!("{words} killed after {moment:?}");
+        let leftovers = self.host.sh(&format!(
+            "find {C} /etc/systemd/system /etc/tmpfiles.d -maxdepth 1 \\( -name '.*next-*' -o -name '.*old-*' -o -name '.atomic-rs*' -o -name '.*.new' \\); find {C}/.journal -type f"
+        ));
+        assert_eq!(leftovers.out(), "", "{at}");
+        let unit = self.host.exists("/etc/systemd/system/web.service");
+        let tmpfiles = self.host.exists("/etc/tmpfiles.d/web.conf");
+        let link = self.host.run(&format!("readlink {C}/web"));
+        if link.code() != 0 {
+            assert!(!unit && !tmpfiles, "{at}: host files without container");
+            assert!(
+                !self.host.exists(&format!("{C}/web.0"))
+                    && !self.host.exists(&format!("{C}/web.1")),
+                "{at}"
+            );
+            return;
+        }
+        let deployment = link.out().trim().to_owned();
+        for (installed, copy) in [
+            ("/etc/systemd/system/web.service", "web.service"),
+            ("/etc/tmpfiles.d/web.conf", "tmpfiles-web.conf"),
+        ] {
+            assert_eq!(
+                self.host.read(installed),
+                self.host.read(&format!("{deployment}/{copy}")),
+                "{at}"
+            );
+        }
+        let config = self.host.read(&format!("{deployment}/config.json"));
+        assert!(
+            config.contains(&format!("{deployment}/rootfs")),
+            "{at}: config of another deployment"
+        );
+        let info: serde_json::Value =
+            serde_json::from_str(&self.host.read(&format!("{deployment}/info"))).unwrap();
+        assert!(info["revision"].as_str().unwrap().len() == 64, "{at}");
+        assert_eq!(
+            self.host.run("systemctl is-enabled web").out(),
+            "enabled\n",
+            "{at}"
+        );
+        // It starts and answers what its root file system says.
+        let started = self.host.run("systemctl start web");
+        assert_eq!(
+            started.code(),
+            0,
+            "{at}: {}\n{}",
+            started.err(),
+            self.host.run("journalctl -u web -n 20 --no-pager").out()
+        );
+        let version = self
+            .host
+            .read(&format!("{deployment}/rootfs/srv/index.html"));
+        wait_for_answer(self.port, version.trim());
+    }
+}
+
+#[test]
+fn fifty_kills_leave_every_container_wholly_old_or_wholly_new() {
+    let seed = std::env::var("ATOMIC_RS_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(20_261_120);
+    println!("seed {seed} (ATOMIC_RS_SEED repeats it)");
+    let registry = Registry::start();
+    let host = Host::boot();
+    let port = free_port();
+    let mut trial = Trial {
+        host: &host,
+        port,
+        killed: 0,
+        completed: 0,
+        done: 0,
+        undone: 0,
+        random: Random(seed),
+        span: Duration::from_millis(300),
+    };
+    let reference = registry.name("web");
+    let mut version = 0;
+    let mut push = || {
+        version += 1;
+        images::plain(port, &format!("version-{version}")).push(&registry, "web");
+    };
+    push();
+    let repo = format!("{C}/.storage/ostree");
+    let verbs = ["install", "update", "rollback", "update", "uninstall"];
+    let mut verb = 0;
+    while trial.killed < KILLS {
+        let installed = host.run(&format!("readlink {C}/web")).code() == 0;
+        let has_other = host.exists(&format!("{C}/web.0")) && host.exists(&format!("{C}/web.1"));
+        let words = match verbs[verb % verbs.len()] {
+            "install" if !installed => format!("install --name web {reference}"),
+            "update" if installed => {
+                push();
+                "update web".to_owned()
+            }
+            "rollback" if has_other => "rollback web".to_owned(),
+            "uninstall" if installed => "uninstall web".to_owned(),
+            _ => {
+                verb += 1;
+                continue;
+            }
+        };
+        verb += 1;
+        trial.kill(&words);
+        if trial.killed % 10 == 0 {
+            host.ok(&format!("ostree fsck --quiet --repo={repo}"));
+        }
+        // What killed pulls left behind goes at the next prune.
+    }
+    println!(
+        "{} kills, {} verbs that were faster; recovery completed {} and undid {}",
+        trial.killed, trial.completed, trial.done, trial.undone
+    );
+    assert!(
+        trial.done + trial.undone > 5,
+        "the kills must hit changes under way"
+    );
+    host.ok(&format!("ostree fsck --quiet --repo={repo}"));
+    if host.run(&format!("readlink {C}/web")).code() != 0 {
+        host.atomic_ok(&format!("install --name web {reference}"));
+    }
+    host.atomic_ok("uninstall web");
+    host.atomic_ok("-y images delete --all");
+    host.atomic_ok("images prune");
+    host.ok(&format!("ostree fsck --quiet --repo={repo}"));
+}
