@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::interrupt::Interrupt;
 
 /// Everything that depends on the host rather than on the call.
 #[derive(Debug, Clone)]
@@ -42,6 +43,10 @@ pub struct Config {
     pub stop_timeout: u32,
     /// Most bytes one layer may unpack to.
     pub max_layer_bytes: u64,
+    /// True for root: the system's store, whose files keep their owners.
+    pub is_system: bool,
+    /// Whether we were asked to end.
+    pub interrupt: Interrupt,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -60,8 +65,10 @@ const DEFAULT_STOP_TIMEOUT: u32 = 10;
 const DEFAULT_MAX_LAYER_BYTES: u64 = 64 << 30;
 
 impl Config {
-    /// The configuration of the system-wide store, from the file and the environment.
-    pub fn system() -> Result<Self> {
+    /// The configuration for whoever runs us: root has the system's store, everyone else their
+    /// own below `XDG_DATA_HOME`.
+    pub fn load(interrupt: Interrupt) -> Result<Self> {
+        let is_system = rustix::process::geteuid().is_root();
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let path = env("ATOMIC_RS_CONFIG").unwrap_or_else(|| CONFIG_FILE.into());
         let file = match std::fs::read_to_string(&path) {
@@ -70,10 +77,22 @@ impl Config {
             Err(error) => fail!(Kind::Failed, "cannot read {path}: {error}"),
         };
         let path_of = |name: &str| env(name).map(Utf8PathBuf::from);
+        let home = path_of("HOME").unwrap_or_else(|| "/".into());
+        let data = path_of("XDG_DATA_HOME")
+            .unwrap_or_else(|| home.join(".local/share"))
+            .join("containers");
         let checkouts = path_of("ATOMIC_OSTREE_CHECKOUT_PATH")
             .or(file.checkout_path)
-            .unwrap_or_else(|| DEFAULT_CHECKOUTS.into());
-        let repository = path_of("ATOMIC_OSTREE_REPO").or(file.ostree_repository);
+            .unwrap_or_else(|| {
+                if is_system {
+                    DEFAULT_CHECKOUTS.into()
+                } else {
+                    data.join("atomic")
+                }
+            });
+        let repository = path_of("ATOMIC_OSTREE_REPO")
+            .or(file.ostree_repository.filter(|_| is_system))
+            .or_else(|| (!is_system).then(|| data.join("atomic/repo")));
         Ok(Self {
             checkouts: absolute(&checkouts)?,
             repository: repository.as_deref().map(absolute).transpose()?,
@@ -84,6 +103,8 @@ impl Config {
             run_directory: "/run".into(),
             state_directory: "/var/lib".into(),
             conf_directory: "/etc".into(),
+            is_system,
+            interrupt,
             templates: "/etc/atomic-rs/templates".into(),
             stop_timeout: file.stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT),
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),

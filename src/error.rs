@@ -30,8 +30,10 @@ pub enum Kind {
     Systemd,
     /// Not allowed for this user.
     Permission,
-    /// ^C or SIGTERM (exit code 130).
-    Interrupted,
+    /// ^C (exit code 130) or SIGTERM (143): the number is that of the signal.
+    Interrupted(u8),
+    /// Nobody reads our output any more: nothing is said, as with SIGPIPE (exit code 141).
+    Closed,
     /// A child process ended with this status, which becomes ours.
     Child(u8),
     /// Anything else: mostly the operating system.
@@ -63,7 +65,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Usage | Kind::Refused => 2,
-            Kind::Interrupted => 130,
+            Kind::Interrupted(signal) => 128 + signal,
+            Kind::Closed => 141,
             Kind::Child(status) => status,
             _ => 1,
         }

@@ -13,6 +13,7 @@
 //! - [`transport`]: reading images from anywhere, through skopeo
 //! - [`systemd`]: the manager over D-Bus, units, tmpfiles
 //! - [`selinux`]: labels of the host policy; nothing where `SELinux` is off
+//! - [`interrupt`]: ^C and SIGTERM
 //! - [`command`]: the one way to start a child process
 //! - [`safefs`]: confined paths, atomic files, locks, durability
 //! - [`image`]: references, digests, manifests, configs: data without I/O
@@ -29,6 +30,7 @@ pub mod container;
 pub mod deployment;
 pub mod error;
 pub mod image;
+pub mod interrupt;
 pub mod pull;
 pub mod runtime;
 pub mod safefs;

@@ -263,6 +263,111 @@ fn the_unit_is_what_an_administrator_expects() {
 }
 
 #[test]
+fn an_image_may_open_its_output_again_as_web_servers_do() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    // A log file that is a link to /dev/stdout, opened by an ordinary user.
+    Image::new()
+        .layer(Layer::new().busybox().dir("var/log", 0o755).symlink("var/log/access.log", "/dev/stdout").symlink("var/log/error.log", "/dev/stderr"))
+        .set("Entrypoint", json!(["/bin/sh", "-c", "echo to-access > /var/log/access.log; echo to-error > /var/log/error.log; echo done; sleep 100"]))
+        .set("User", "web")
+        .push(&registry, "logs");
+    host.atomic_ok(&format!(
+        "install --name logs --stop-timeout 1 {}",
+        registry.name("logs")
+    ));
+    host.ok("systemctl start logs");
+    let start = std::time::Instant::now();
+    loop {
+        let log = host.ok("journalctl --no-pager --output=cat -u logs SYSLOG_IDENTIFIER=logs");
+        if log.contains("done") {
+            assert_eq!(log, "to-access\nto-error\ndone\n");
+            break;
+        }
+        assert!(start.elapsed().as_secs() < 10, "{log}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_interrupted_command_leaves_nothing_half_done() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let mut layer = Layer::new().busybox();
+    for i in 0..3000 {
+        layer = layer.file(&format!("many/{i}"), 0o644, format!("{i}"));
+    }
+    Image::new()
+        .layer(layer)
+        .set("Cmd", json!(["sleep", "100"]))
+        .push(&registry, "many");
+    let reference = registry.name("many");
+    host.atomic_ok("images list");
+    let mut codes = Vec::new();
+    for delay in [30, 80, 150, 250, 400] {
+        for (signal, code) in [("INT", 130), ("TERM", 143)] {
+            let script = format!(
+                "atomic-rs install --name many {reference} & sleep 0.{delay:03}; kill -{signal} $!; wait $!; echo code $?"
+            );
+            let output = host
+                .command("bash")
+                .args(["-mc", &script])
+                .output()
+                .unwrap();
+            let got = output.out();
+            let got = got.lines().last().unwrap().to_owned();
+            assert!(
+                got == format!("code {code}") || got == "code 0",
+                "{signal} after {delay}: {got} {}",
+                output.err()
+            );
+            codes.push(got);
+            let left = host.sh(&format!("ls -A {C}/.journal /etc/tmpfiles.d | grep -v ':$' | grep -c many; ls /run | grep atomic-rs-auth; pgrep -x skopeo"));
+            if host.exists(&format!("{C}/many")) {
+                host.atomic_ok("uninstall many");
+            } else {
+                assert_eq!(left.out(), "0\n", "{signal} after {delay}");
+            }
+        }
+        host.atomic("-y images delete --all --force");
+        host.atomic_ok("images prune");
+    }
+    assert!(codes.iter().any(|code| code == "code 130"), "{codes:?}");
+    assert!(codes.iter().any(|code| code == "code 143"), "{codes:?}");
+    host.atomic_ok(&format!("install --name many {reference}"));
+}
+
+#[test]
+fn an_ordinary_user_has_a_store_of_their_own() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    images::plain(8080, "x").push(&registry, "web");
+    host.ok("useradd -m someone");
+    let as_user = "setpriv --reuid someone --regid someone --clear-groups env HOME=/home/someone";
+    host.ok(&format!(
+        "{as_user} atomic-rs pull {}",
+        registry.name("web")
+    ));
+    let list = host.ok(&format!("{as_user} atomic-rs images list"));
+    assert!(list.contains("/web"), "{list}");
+    let repo = "/home/someone/.local/share/containers/atomic/repo";
+    assert!(
+        host.read(&format!("{repo}/config"))
+            .contains("mode=bare-user")
+    );
+    host.ok(&format!("{as_user} ostree fsck --quiet --repo={repo}"));
+    let refused = host.run(&format!(
+        "{as_user} atomic-rs install --name web {}",
+        registry.name("web")
+    ));
+    assert!(
+        refused.err().contains("Only root can use --system"),
+        "{}",
+        refused.err()
+    );
+}
+
+#[test]
 fn an_image_stops_by_its_own_signal() {
     let registry = Registry::start();
     let host = Host::boot();

@@ -417,8 +417,8 @@ fn a_host_without_what_is_needed_is_told_so() {
         &before
             .lines()
             .filter(|line| line.starts_with(C))
-            .map(|line| format!("{line}\n"))
-            .collect::<String>(),
+            .collect::<Vec<_>>()
+            .join("\n"),
     );
 
     // A configuration with a slip.

@@ -1,5 +1,8 @@
 use std::process::ExitCode;
 
+use super::Output;
+use crate::error::Result;
+
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
 pub struct Completion {
@@ -9,13 +12,15 @@ pub struct Completion {
 }
 
 impl Completion {
-    pub fn run(&self) -> ExitCode {
+    pub fn run(&self, out: &mut Output) -> Result<ExitCode> {
+        let mut script = Vec::new();
         clap_complete::generate(
             self.shell,
             &mut super::definition(),
             "atomic-rs",
-            &mut std::io::stdout(),
+            &mut script,
         );
-        ExitCode::SUCCESS
+        out.line(String::from_utf8_lossy(&script).trim_end())?;
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use super::{Call, require_root};
+use super::Call;
 use crate::container;
 use crate::deployment::{ContainerName, Paths};
 use crate::error::Result;
@@ -17,7 +17,6 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        require_root()?;
         if let Ok(name) = self.name.parse::<ContainerName>()
             && Paths::new(call.config, &name).current()?.is_some()
         {

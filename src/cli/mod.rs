@@ -22,6 +22,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::interrupt::Interrupt;
 
 pub use output::Output;
 
@@ -89,8 +90,8 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     if cli.version {
-        println!("atomic-rs {}", crate::VERSION);
-        return ExitCode::SUCCESS;
+        let printed = Output::default().line(format!("atomic-rs {}", crate::VERSION));
+        return printed.map_or_else(|error| report(&error, ""), |()| ExitCode::SUCCESS);
     }
     set_up_logging(cli.debug);
     let Some(verb) = cli.verb else {
@@ -100,29 +101,33 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let word = verb.word();
     match run(verb, cli.assumeyes) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error}");
-            if !rustix::process::geteuid().is_root() && error.kind() != Kind::Usage {
-                eprintln!("Some operations for '{word}' require root access.");
-            }
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => report(&error, word),
     }
 }
 
+fn report(error: &Error, word: &str) -> ExitCode {
+    if error.kind() != Kind::Closed {
+        eprintln!("{error}");
+        if error.kind() == Kind::Permission {
+            eprintln!("Some operations for '{word}' require root access.");
+        }
+    }
+    ExitCode::from(error.exit_code())
+}
+
 fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
+    let mut out = Output::default();
     // The only verb that needs nothing of the host.
     if let Verb::Completion(verb) = verb {
-        return Ok(verb.run());
+        return verb.run(&mut out);
     }
-    let config = Config::system()?;
-    let mut out = Output::default();
+    let config = Config::load(Interrupt::listen()?)?;
     let mut call = Call {
         config: &config,
         out: &mut out,
         assumeyes,
     };
-    match verb {
+    let result = match verb {
         Verb::Pull(verb) => verb.run(&mut call),
         Verb::Install(verb) => verb.run(&mut call),
         Verb::Update(verb) => verb.run(&mut call, true),
@@ -134,8 +139,9 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Images(verb) => verb.run(&mut call),
         Verb::Inspect(verb) => verb.run(&mut call),
         Verb::Recover(verb) => verb.run(&mut call),
-        Verb::Completion(verb) => Ok(verb.run()),
-    }
+        Verb::Completion(verb) => verb.run(call.out),
+    };
+    result.map_err(|error| config.interrupt.explain(error))
 }
 
 impl Verb {

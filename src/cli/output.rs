@@ -89,7 +89,11 @@ impl Output {
 /// A reader that closed its end (`| head`) wants no more.
 #[allow(clippy::needless_pass_by_value)]
 fn closed(error: std::io::Error) -> Error {
-    Error::new(Kind::Failed, format!("cannot write the output: {error}"))
+    let kind = match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Kind::Closed,
+        _ => Kind::Failed,
+    };
+    Error::new(kind, format!("cannot write the output: {error}"))
 }
 
 /// Progress of a pull on stderr: a bar on a terminal, a line per layer elsewhere.

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
+use super::Call;
 use super::args::SourceArgs;
-use super::{Call, require_root};
 use crate::error::Result;
 use crate::store::Store;
 
@@ -17,7 +17,6 @@ pub struct Pull {
 impl Pull {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let reference = self.source.reference(&self.image)?;
-        require_root()?;
         let store = Store::open(call.config)?;
         let pulled = self
             .source

@@ -390,6 +390,7 @@ fn our_unit(
         "pidfile": unit.pidfile,
         "notify": generated.is_some_and(|generated| generated.notify),
         "tmpfiles": unit.tmpfiles,
+        "output": generated.map(|generated| &generated.output),
         "systemd_tmpfiles": tmpfiles::program(),
         "stop_signal": stop_signal,
         "stop_timeout": wishes.options.stop_timeout.unwrap_or(host.stop_timeout),

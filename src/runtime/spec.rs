@@ -81,10 +81,10 @@ pub struct RunOptions {
     pub writable: Writable,
 }
 
-/// A directory systemd-tmpfiles makes for the container.
+/// A directory (or fifo) systemd-tmpfiles makes for the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Directory {
-    /// `d` is kept, `D` is emptied at every start.
+    /// `d` is kept, `D` is emptied at every start; `p` is a fifo rather than a directory.
     pub kind: char,
     /// Where.
     pub path: Utf8PathBuf,
@@ -105,6 +105,8 @@ pub struct Generated {
     pub directories: Vec<Directory>,
     /// Directories whose data survive uninstall.
     pub persistent: Vec<Utf8PathBuf>,
+    /// The fifo that takes the container's output.
+    pub output: Utf8PathBuf,
     /// The signal that asks the container to stop.
     pub stop_signal: String,
     /// The image asks for `Type=notify`.
@@ -138,7 +140,12 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
     let user = find_user(input.files, options.user.as_deref().unwrap_or(&run.user))?;
     let capabilities = capabilities::with_changes(&options.cap_add, &options.cap_drop)?;
     let mut mounts = base_mounts();
-    let mut directories = Vec::new();
+    let output = run_base(input).join("output");
+    let mut directories = vec![
+        // Closed to others: upper layers below hold what the container's root writes.
+        directory('D', run_base(input), 0o700, 0, 0),
+        directory('p', output.clone(), 0o600, 0, 0),
+    ];
     let mut persistent = Vec::new();
     overlays(input, &mut mounts, &mut directories, &mut persistent)?;
     mounts.push(tmpfs("/tmp", "mode=1777"));
@@ -183,6 +190,7 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
         config: to_text(&parsed),
         directories,
         persistent,
+        output,
         stop_signal: stop_signal(&run.stop_signal)?,
         notify: input.image.label(NOTIFY_LABEL) == Some("notify"),
     })
@@ -333,7 +341,7 @@ fn overlays(
 ) -> Result<()> {
     let (base, kind) = match input.options.writable {
         Writable::No => return Ok(()),
-        Writable::Ephemeral => (run_base(input), 'D'),
+        Writable::Ephemeral => (run_base(input).join("writable"), 'D'),
         Writable::Persist => (state_base(input).join("writable"), 'd'),
     };
     let mut any = false;
@@ -346,7 +354,6 @@ fn overlays(
         };
         if !any {
             any = true;
-            // Closed to others: the upper layers hold what the container's root writes.
             directories.push(directory(kind, base.clone(), 0o700, 0, 0));
         }
         let own = base.join(path.trim_start_matches('/').replace('/', "-"));

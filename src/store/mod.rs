@@ -100,12 +100,13 @@ impl Store {
             repo.open(NO_CANCEL)
                 .context(|| format!("cannot open the repository {path}"))?;
         } else {
-            create(&repo, &path)?;
+            create(&repo, &path, config.is_system)?;
         }
-        if repo.mode() != RepoMode::Bare {
+        let (wanted, name) = mode_for(config.is_system);
+        if repo.mode() != wanted {
             fail!(
                 Kind::Invalid,
-                "the repository {path} is not of the kind \"bare\", which deployments are linked from"
+                "the repository {path} is not of the kind \"{name}\", which deployments are linked from"
             );
         }
         Ok(Self {
@@ -326,11 +327,20 @@ fn repository_path(config: &Config) -> Utf8PathBuf {
     own
 }
 
-fn create(repo: &Repo, path: &Utf8Path) -> Result<()> {
+/// Root's files keep their owners; a user's carry them in an attribute.
+fn mode_for(is_system: bool) -> (RepoMode, &'static str) {
+    if is_system {
+        (RepoMode::Bare, "bare")
+    } else {
+        (RepoMode::BareUser, "bare-user")
+    }
+}
+
+fn create(repo: &Repo, path: &Utf8Path, is_system: bool) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).context(|| format!("cannot create {parent}"))?;
     }
-    repo.create(RepoMode::Bare, NO_CANCEL)
+    repo.create(mode_for(is_system).0, NO_CANCEL)
         .context(|| format!("cannot create the repository {path}"))?;
     // Set-uid files of every image lie below.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))

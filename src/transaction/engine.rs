@@ -28,6 +28,7 @@ pub enum Applied {
 /// # Errors
 /// Whatever stopped it; then everything is as it was before, unless the message says otherwise.
 pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<()> {
+    let _held = host.config().interrupt.hold();
     let paths = Paths::new(host.config(), &plan.name);
     let mut journal = Journal::new(plan.clone());
     match forward(host, &paths, &mut journal) {
@@ -78,8 +79,13 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
 fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
     let plan = journal.plan.clone();
     journal.save(paths)?;
-    run(host, paths, &plan, &plan.stage)?;
+    for step in &plan.stage {
+        host.config().interrupt.check()?;
+        step.apply(host, paths, &plan)?;
+    }
     sync(host, &plan.stage)?;
+    // From the first renaming on it is quicker to finish than to return.
+    host.config().interrupt.check()?;
     if !plan.stop.is_empty() {
         enter(journal, paths, Phase::Stop)?;
         run(host, paths, &plan, &plan.stop)?;
