@@ -20,9 +20,8 @@ impl Random {
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        #[allow(clippy::cast_precision_loss)]
-        let value = (self.0 >> 11) as f64;
-        value / (1u64 << 53) as f64
+        // 32 bits are plenty for a moment within a second.
+        f64::from(u32::try_from(self.0 >> 32).unwrap()) / f64::from(u32::MAX)
     }
 }
 
@@ -65,9 +64,7 @@ impl Trial<'_> {
             self.span = (self.span + start.elapsed()) / 2;
         } else {
             self.killed += 1;
-            if children.is_empty() {
-                panic!("{words} failed by itself");
-            }
+            assert!(!children.is_empty(), "{words} failed by itself");
         }
         let recovered = self.host.atomic("recover");
         assert_eq!(
@@ -195,7 +192,7 @@ fn fifty_kills_leave_every_container_wholly_old_or_wholly_new() {
         };
         verb += 1;
         trial.kill(&words);
-        if trial.killed % 10 == 0 {
+        if trial.killed.is_multiple_of(10) {
             host.ok(&format!("ostree fsck --quiet --repo={repo}"));
         }
         // What killed pulls left behind goes at the next prune.
