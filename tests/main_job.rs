@@ -1160,3 +1160,49 @@ fn archives_layouts_and_dockers_manifests_are_pulled_alike() {
     host.atomic_ok(&format!("install --name pinned {pinned}"));
     host.atomic_ok("update pinned");
 }
+
+#[test]
+fn an_index_gives_the_image_for_this_machine_and_mirrors_are_honoured() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let mut entries = Vec::new();
+    for (architecture, text) in [
+        ("s390x", "for another machine"),
+        ("amd64", "for this machine"),
+    ] {
+        let image = Image::new()
+            .architecture(architecture)
+            .layer(Layer::new().file("text", 0o644, text));
+        let written = image.push(&registry, &format!("multi:{architecture}"));
+        entries.push(
+            json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": written.digest, "size": written.size,
+            "platform": {"os": "linux", "architecture": architecture}}),
+        );
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": entries});
+    registry.put_manifest("multi", "latest", &index);
+    let digest = |out: String| out.trim().rsplit_once(' ').unwrap().1.to_owned();
+    let pulled = digest(host.atomic_ok(&format!("pull {}", registry.name("multi"))));
+    assert_eq!(
+        pulled, entries[1]["digest"],
+        "the image's own digest, not the index's"
+    );
+
+    // registries.conf is skopeo's business, and skopeo is asked for everything.
+    std::fs::create_dir_all(host.path("/etc/containers/registries.conf.d")).unwrap();
+    std::fs::write(
+        host.path("/etc/containers/registries.conf.d/mirror.conf"),
+        format!(
+            "[[registry]]\nlocation = \"registry.example\"\n[[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n",
+            registry.address()
+        ),
+    )
+    .unwrap();
+    let out = host.atomic_ok("pull registry.example/multi");
+    assert_eq!(
+        out.trim(),
+        format!("registry.example/multi:latest {pulled}")
+    );
+}

@@ -170,6 +170,7 @@ impl Layer {
 /// An image in the making.
 #[derive(Default)]
 pub struct Image {
+    architecture: Option<String>,
     layers: Vec<Layer>,
     config: BTreeMap<String, Value>,
 }
@@ -177,6 +178,11 @@ pub struct Image {
 impl Image {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    pub fn architecture(mut self, name: &str) -> Self {
+        self.architecture = Some(name.to_owned());
+        self
     }
 
     pub fn layer(mut self, layer: Layer) -> Self {
@@ -207,7 +213,7 @@ impl Image {
             layers.push(json!({"mediaType": media, "digest": put(&packed), "size": packed.len()}));
         }
         let config = json!({
-            "architecture": "amd64", "os": "linux", "created": "2020-09-13T12:26:40Z",
+            "architecture": self.architecture.as_deref().unwrap_or("amd64"), "os": "linux", "created": "2020-09-13T12:26:40Z",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": []
@@ -233,6 +239,7 @@ impl Image {
         .unwrap();
         Written {
             digest,
+            size: manifest.len(),
             layers: layers
                 .iter()
                 .map(|layer| layer["digest"].as_str().unwrap().to_owned())
@@ -278,6 +285,7 @@ impl Image {
 
 pub struct Written {
     pub digest: String,
+    pub size: usize,
     pub layers: Vec<String>,
 }
 

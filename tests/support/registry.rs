@@ -79,6 +79,22 @@ impl Registry {
         format!("http:{}/{image}", self.address())
     }
 
+    /// Put a manifest under a tag.
+    pub fn put_manifest(&self, repository: &str, tag: &str, manifest: &serde_json::Value) {
+        let kind = manifest["mediaType"].as_str().unwrap();
+        must(
+            Command::new("curl")
+                .args(["--fail", "--silent", "--show-error", "-X", "PUT", "-H"])
+                .arg(format!("Content-Type: {kind}"))
+                .arg("--data-binary")
+                .arg(manifest.to_string())
+                .arg(format!(
+                    "http://{}/v2/{repository}/manifests/{tag}",
+                    self.address()
+                )),
+        );
+    }
+
     /// The file that holds a blob.
     pub fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
