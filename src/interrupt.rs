@@ -68,7 +68,8 @@ impl Interrupt {
         match (self.signal(), error.kind()) {
             (Some(_), Kind::Interrupted(_)) | (None, _) => error,
             (Some(signal), _) => {
-                Error::new(Kind::Interrupted(signal), format!("interrupted: {error}"))
+                tracing::debug!(%error, "interrupted");
+                Error::new(Kind::Interrupted(signal), "interrupted")
             }
         }
     }

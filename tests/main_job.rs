@@ -1142,6 +1142,11 @@ fn archives_layouts_and_dockers_manifests_are_pulled_alike() {
     assert_eq!(out.trim(), format!("layout:latest {}", written.digest));
     let out = host.atomic_ok("pull oci-archive:/root/layout.tar");
     assert_eq!(out.trim(), format!("layout:latest {}", written.digest));
+    assert_eq!(
+        host.sh("ls -d /var/tmp/oci* 2>/dev/null").out(),
+        "",
+        "skopeo puts its copy away"
+    );
     // docker's schema2 keeps its own digest: the stored manifest is the registry's, byte for byte.
     image().push_with(&registry, "v2", &["--format=v2s2"]);
     let raw = support::must(
@@ -1205,4 +1210,41 @@ fn an_index_gives_the_image_for_this_machine_and_mirrors_are_honoured() {
         out.trim(),
         format!("registry.example/multi:latest {pulled}")
     );
+}
+
+#[test]
+fn images_that_want_more_than_a_service_are_told_apart() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let port = free_port();
+    images::hostfs().push(&registry, "hostfs");
+    images::runonce().push(&registry, "runonce");
+    // Labels may be null; docker writes that.
+    Image::new()
+        .layer(Layer::new().busybox())
+        .set("Labels", Value::Null)
+        .set("Cmd", json!(["sleep", "100"]))
+        .push(&registry, "null");
+    // Nothing from an image reaches the host unless the plan says so; that it has such files is said.
+    let output = host.atomic(&format!(
+        "install --name hostfs --set PORT={port} {}",
+        registry.name("hostfs")
+    ));
+    assert_eq!(output.code(), 0, "{}", output.err());
+    assert!(output.err().contains("exports/hostfs"), "{}", output.err());
+    assert!(!host.exists("/usr/local/lib/secret-message"));
+    host.ok("systemctl start hostfs");
+    wait_for_answer(port, "Hi World");
+    let once = host.atomic(&format!(
+        "install --name once --set RECEIVER=Pluto {}",
+        registry.name("runonce")
+    ));
+    assert_eq!(once.code(), 1);
+    assert!(
+        once.err().contains("Only readonly images are supported"),
+        "{}",
+        once.err()
+    );
+    host.atomic_ok(&format!("install --name null {}", registry.name("null")));
+    assert!(host.atomic_ok("images list").contains("/null"));
 }

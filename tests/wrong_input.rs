@@ -421,6 +421,52 @@ fn a_host_without_what_is_needed_is_told_so() {
             .join("\n"),
     );
 
+    // A registry that never answers: a signal to the program alone ends it.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let output = host
+        .command("bash")
+        .args(["-mc", &format!("atomic-rs pull http:127.0.0.1:{port}/x & sleep 1; kill -TERM $!; wait $!; echo code $?")])
+        .output()
+        .unwrap();
+    assert!(
+        output.out().ends_with("code 143\n"),
+        "{}{}",
+        output.out(),
+        output.err()
+    );
+    assert!(output.err().contains("interrupted"), "{}", output.err());
+
+    // Nobody reads the output, or it cannot be written.
+    for words in ["--help", "images --help", "images list", "completion bash"] {
+        let output = host.sh(&format!(
+            "atomic-rs {words} | true; echo ${{PIPESTATUS[0]}}"
+        ));
+        assert!(
+            matches!(output.out().trim(), "0" | "141"),
+            "{words}: {}",
+            output.out()
+        );
+        assert_eq!(output.err(), "", "{words}");
+    }
+    let output = host.sh("atomic-rs --help > /dev/full");
+    assert_eq!(output.code(), 1);
+    assert!(output.err().contains("No space left"), "{}", output.err());
+
+    // A limit that is reached is named.
+    host.sh("echo 'max_layer_bytes = 100' > /etc/atomic-rs.toml");
+    host.atomic_ok("-y images delete --all");
+    host.atomic_ok("images prune");
+    let output = host.atomic(&format!("pull {good}"));
+    assert_eq!(output.code(), 1);
+    assert!(
+        output
+            .err()
+            .contains("more than 100 bytes (max_layer_bytes"),
+        "{}",
+        output.err()
+    );
+
     // A configuration with a slip.
     host.sh("echo 'chekout_path = \"/x\"' > /etc/atomic-rs.toml");
     let output = host.atomic("containers list");

@@ -24,6 +24,7 @@ const WOULD_CHANGE: u8 = 3;
 
 /// How to reach a registry.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Registry options")]
 pub struct SourceArgs {
     /// User name and password for the registry
     #[arg(long, visible_alias = "src-creds", value_name = "USER[:PASSWORD]")]
@@ -132,6 +133,7 @@ impl SetArgs {
 
 /// Show a change instead of making it.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Plan options")]
 pub struct ChangeArgs {
     /// Print what would be done and do nothing; exit 3 if there is something to do
     #[arg(long)]

@@ -20,7 +20,11 @@ impl Completion {
             "atomic-rs",
             &mut script,
         );
-        out.line(String::from_utf8_lossy(&script).trim_end())?;
+        let script = String::from_utf8_lossy(&script);
+        // clap_complete's bash script takes the hyphen of our name for a step down in one place
+        // and not in the other, so that no subcommand would ever be completed.
+        let script = script.replace("atomic__subcmd__rs", "atomic__rs");
+        out.line(script.trim_end())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::args::ChangeArgs;
-use super::{Call, require_root, rollback, uninstall, update};
+use super::{Call, ONLY_ROOT, require_root, rollback, uninstall, update};
 use crate::container::list::{self, Row};
 use crate::deployment::ContainerName;
 use crate::error::{Kind, Result};
@@ -33,7 +33,8 @@ struct List {
     /// Stopped ones as well
     #[arg(short, long)]
     all: bool,
-    /// Only rows whose column contains a text; several must all match
+    /// Only rows where a column contains a text: container, name, image, command, created, state,
+    /// runtime or backend; several filters must all match
     #[arg(short, long, value_name = "COLUMN=TEXT")]
     filter: Vec<String>,
     /// Print JSON
@@ -78,8 +79,9 @@ const COLUMNS: [(&str, usize); 9] = [
     ("RUNTIME", 10),
 ];
 
-const FILTERS: [&str; 7] = [
+const FILTERS: [&str; 8] = [
     "container",
+    "name",
     "image",
     "command",
     "created",
@@ -102,7 +104,7 @@ impl Containers {
 impl List {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let filters = parse_filters(&self.filter, &FILTERS)?;
-        require_root()?;
+        require_root(ONLY_ROOT)?;
         let mut rows = list::list(call.config)?;
         rows.retain(|row| (self.all || row.running) && filters.iter().all(|f| matches(row, f)));
         for row in &rows {
@@ -146,7 +148,7 @@ fn cells(row: &Row) -> Vec<String> {
 
 fn matches(row: &Row, (key, value): &(String, String)) -> bool {
     let field = match key.as_str() {
-        "container" => &row.id,
+        "container" | "name" => &row.id,
         "image" => &row.image_name,
         "command" => &row.command,
         "created" => &row.created,
@@ -194,7 +196,7 @@ impl Delete {
             .iter()
             .map(|name| name.parse())
             .collect::<Result<_>>()?;
-        require_root()?;
+        require_root(ONLY_ROOT)?;
         let rows: Vec<Row> = list::list(call.config)?
             .into_iter()
             .filter(|row| self.all || wanted.iter().any(|name| name.as_str() == row.name))

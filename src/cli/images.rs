@@ -34,7 +34,8 @@ struct List {
     /// Layers and configs as well
     #[arg(short, long)]
     all: bool,
-    /// Only rows whose column contains a text; several must all match
+    /// Only rows where a column contains a text: repo, tag, id, created, size or type; several
+    /// filters must all match
     #[arg(short, long, value_name = "COLUMN=TEXT")]
     filter: Vec<String>,
     /// Print JSON
@@ -62,7 +63,7 @@ struct Delete {
     all: bool,
     #[arg(long, hide = true)]
     storage: Option<String>,
-    /// Names, or beginnings of ids
+    /// Names, or beginnings of ids (at least 4 digits)
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
 }

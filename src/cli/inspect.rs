@@ -10,7 +10,7 @@ use crate::store::Store;
 /// Print all that is known about a container or an image, as JSON
 #[derive(Debug, clap::Args)]
 pub struct Inspect {
-    /// Container, image, or the beginning of an image id
+    /// Container, image, or the beginning of an image id (at least 4 digits)
     #[arg(value_name = "NAME")]
     name: String,
 }

@@ -18,6 +18,14 @@ use crate::transaction::Host;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Everything after IMAGE is the command to run in place of the image's own.")]
 pub struct Install {
+    /// The image to install; its forms are those of "pull"
+    #[arg(
+        required = true,
+        value_name = "IMAGE [COMMAND]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    image: Vec<String>,
     /// Install as a service of the system (the default for root)
     #[arg(long)]
     system: bool,
@@ -41,14 +49,6 @@ pub struct Install {
     change: ChangeArgs,
     #[command(flatten)]
     source: SourceArgs,
-    /// The image to install
-    #[arg(
-        required = true,
-        value_name = "IMAGE [COMMAND]",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    image: Vec<String>,
 }
 
 /// How to run a container whose image brings no config.json of its own.
@@ -116,7 +116,7 @@ impl Install {
                 .default_container_name()
                 .parse()?,
         };
-        require_root()?;
+        require_root("Only root can use --system")?;
         // Known without the image, so said before anything is pulled.
         Runtime::find(self.runtime.as_deref().or(call.config.runtime.as_deref()))?;
         if Paths::new(call.config, &name).current()?.is_some() {

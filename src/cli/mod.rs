@@ -1,5 +1,8 @@
 //! Words in, words out. A verb is arguments, one call into the library, and print.
 
+// Doc comments of arguments are the help text, where backticks would be shown.
+#![allow(clippy::doc_markdown)]
+
 mod args;
 mod completion;
 mod containers;
@@ -15,6 +18,7 @@ mod uninstall;
 mod update;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -28,13 +32,15 @@ pub use output::Output;
 
 /// OCI images as systemd services, without a container engine.
 ///
-/// An image is pulled into an `OSTree` store, checked out as hard links, and handed to systemd as an
+/// An image is pulled into an OSTree store, checked out as hard links, and handed to systemd as an
 /// ordinary unit that runs it under runc or crun. Updates switch between two deployments and return
 /// to the old one if the new one does not start.
 #[derive(Debug, Parser)]
 #[command(
     name = "atomic-rs",
     disable_version_flag = true,
+    disable_help_subcommand = true,
+    after_long_help = AFTER_HELP,
     arg_required_else_help = true
 )]
 struct Cli {
@@ -50,6 +56,26 @@ struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
 }
+
+/// What the manual page of the program says beyond its options.
+const AFTER_HELP: &str = "\
+Files:
+  /var/lib/containers/atomic    deployments (NAME -> NAME.0 or NAME.1) and, below .storage, the store
+  /etc/systemd/system           units
+  /etc/tmpfiles.d               directories of containers
+  /var/lib/NAME                 volumes and persistent writes of a container
+  /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, max_layer_bytes
+  /etc/atomic-rs/templates      service.tera, config.json.tera, tmpfiles.tera in place of the built-in ones
+
+Environment:
+  ATOMIC_OSTREE_CHECKOUT_PATH, ATOMIC_OSTREE_REPO   in place of the configured paths
+  RUNC_PATH, SKOPEO_PATH                            the programs to run
+  ATOMIC_RS_CONFIG                                  another configuration file
+  ATOMIC_RS_LOG                                     error, warn, info, debug or trace
+
+Exit status:
+  0 done; 1 an error; 2 wrong words or a refused confirmation; 3 a dry run that would change
+  something; 130 and 143 interrupted";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -163,21 +189,24 @@ impl Verb {
     }
 }
 
-/// Only root may change the system's containers.
-fn require_root() -> Result<()> {
+/// The system's containers are root's business; `message` says so.
+fn require_root(message: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Error::new(Kind::Permission, "Only root can use --system"))
+    Err(Error::new(Kind::Permission, message))
 }
+
+/// For verbs on containers that exist.
+const ONLY_ROOT: &str = "Only root can use the system's containers";
 
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
-        print!("{error}");
-        return ExitCode::SUCCESS;
+        let printed = Output::default().line(error.to_string().trim_end());
+        return printed.map_or_else(|error| report(&error, ""), |()| ExitCode::SUCCESS);
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         eprint!("{error}");
@@ -189,7 +218,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         .lines()
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.starts_with("tip:"))
         .collect();
     let message = message.join(" ");
     eprintln!(
@@ -210,6 +239,7 @@ fn set_up_logging(debug: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();

@@ -5,13 +5,26 @@ use super::args::SourceArgs;
 use crate::error::Result;
 use crate::store::Store;
 
+const IMAGE_FORMS: &str = "\
+The image to pull:
+  NAME, docker://NAME             from a registry: [REGISTRY/]REPOSITORY[:TAG][@DIGEST]
+  http:NAME                       the same without verified TLS
+  dockertar:/PATH                 from an archive of \"docker save\"
+  docker-archive:PATH[:NAME]      one image of such an archive
+  oci:/PATH[:TAG], oci:./PATH     from an OCI layout (\"oci:\" and a name means a registry)
+  oci-archive:PATH[:TAG]          from an archive of a layout
+  dir:PATH                        from a directory of skopeo's
+  docker:NAME                     from the docker daemon
+  containers-storage:NAME         from podman's store";
+
 /// Bring an image into the store
 #[derive(Debug, clap::Args)]
 pub struct Pull {
+    /// The image to pull
+    #[arg(long_help = IMAGE_FORMS)]
+    image: String,
     #[command(flatten)]
     source: SourceArgs,
-    /// Image: NAME, <http:NAME>, docker-archive:PATH, <oci:/PATH>[:TAG], oci-archive:PATH, dir:PATH, containers-storage:NAME, docker:NAME
-    image: String,
 }
 
 impl Pull {

@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use super::{Call, require_root};
+use super::{Call, ONLY_ROOT, require_root};
 use crate::deployment::{ContainerName, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::{fail, systemd};
@@ -50,7 +50,7 @@ impl Stop {
 
 fn installed(call: &Call<'_>, name: &str) -> Result<ContainerName> {
     let name: ContainerName = name.parse()?;
-    require_root()?;
+    require_root(ONLY_ROOT)?;
     if Paths::new(call.config, &name).current()?.is_none() {
         fail!(Kind::NotFound, "The container '{name}' doesn't exist");
     }

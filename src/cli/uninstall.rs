@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use super::args::ChangeArgs;
-use super::{Call, require_root};
+use super::{Call, ONLY_ROOT, require_root};
 use crate::container;
 use crate::deployment::ContainerName;
 use crate::error::Result;
@@ -10,20 +10,20 @@ use crate::transaction::Host;
 /// Remove a container; its data stay unless --purge is given
 #[derive(Debug, clap::Args)]
 pub struct Uninstall {
+    /// Installed container
+    #[arg(value_name = "NAME")]
+    name: String,
     /// Delete the container's volumes and persistent writes as well
     #[arg(long)]
     purge: bool,
     #[command(flatten)]
     change: ChangeArgs,
-    /// Installed container
-    #[arg(value_name = "NAME")]
-    name: String,
 }
 
 impl Uninstall {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name: ContainerName = self.name.parse()?;
-        require_root()?;
+        require_root(ONLY_ROOT)?;
         let host = Host::new(call.config);
         remove(call, &host, &name, self.purge, &self.change)
     }

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use super::args::{ChangeArgs, SetArgs, SourceArgs};
-use super::{Call, require_root};
+use super::{Call, ONLY_ROOT, require_root};
 use crate::container::{self, Outcome};
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Error, Kind, Result};
@@ -12,6 +12,9 @@ use crate::transaction::Host;
 /// Update a container to the newest image of its name, or to another image
 #[derive(Debug, clap::Args)]
 pub struct Update {
+    /// Installed container
+    #[arg(value_name = "NAME")]
+    name: String,
     #[command(flatten)]
     set: SetArgs,
     /// Move to another image
@@ -27,9 +30,6 @@ pub struct Update {
     change: ChangeArgs,
     #[command(flatten)]
     source: SourceArgs,
-    /// Installed container
-    #[arg(value_name = "NAME")]
-    name: String,
 }
 
 impl Update {
@@ -41,7 +41,7 @@ impl Update {
             .as_deref()
             .map(|image| self.source.reference(image))
             .transpose()?;
-        require_root()?;
+        require_root(ONLY_ROOT)?;
         let paths = Paths::new(call.config, &name);
         let slot = paths.current()?.ok_or_else(|| {
             Error::new(

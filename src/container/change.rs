@@ -47,6 +47,17 @@ pub(super) fn lock(host: &Host<'_>, name: &ContainerName) -> Result<Lock> {
 /// A container whose change was interrupted, the verb, and what became of it.
 pub type Recovered = (ContainerName, Result<(String, Applied)>);
 
+/// The same for a container that must be installed; nothing is left where it is not. Returns the
+/// slot in use.
+pub(super) fn lock_installed(host: &Host<'_>, name: &ContainerName) -> Result<(Lock, Slot)> {
+    if !Paths::new(host.config(), name).journal().exists() {
+        require(host.config(), name)?;
+    }
+    let lock = lock(host, name)?;
+    let slot = require(host.config(), name)?;
+    Ok((lock, slot))
+}
+
 /// Bring every interrupted change of a host to an end. Returns what was done; one container's
 /// trouble does not keep the others waiting.
 pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<Recovered>> {

@@ -9,9 +9,8 @@ use crate::transaction::{Host, Plan, Step};
 /// Compute the return to the previous deployment.
 pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
     let config = host.config();
-    let lock = change::lock(host, name)?;
+    let (lock, from) = change::lock_installed(host, name)?;
     let paths = Paths::new(config, name);
-    let from = change::require(config, name)?;
     let to = from.other();
     let target = paths.slot(to);
     if !target.is_dir() {

@@ -23,9 +23,8 @@ pub struct Uninstalled {
 /// uninstalled as well.
 pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<Uninstalled> {
     let config = host.config();
-    let lock = change::lock(host, name)?;
+    let (lock, from) = change::lock_installed(host, name)?;
     let paths = Paths::new(config, name);
-    let from = change::require(config, name)?;
     let unit = name.unit();
     let manager = host.manager()?;
     let mut plan = Plan::new("uninstall", name, Some(from), None);

@@ -26,9 +26,8 @@ pub struct Update {
 pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
     let config = host.config();
     let name = &request.name;
-    let lock = change::lock(host, name)?;
+    let (lock, from) = change::lock_installed(host, name)?;
     let paths = Paths::new(config, name);
-    let from = change::require(config, name)?;
     let to = from.other();
     let current = paths.slot(from);
     let info = Info::read(&current)?;

@@ -6,7 +6,6 @@ use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::fail;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
-use crate::interrupt::Interrupt;
 use crate::store::images::MAX_CONFIG_BYTES;
 use crate::store::{self, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
@@ -61,7 +60,7 @@ pub fn pull(
     progress: &mut dyn Progress,
 ) -> Result<Pulled> {
     let _held = config.interrupt.hold();
-    let source = Source::open(&config.skopeo, reference, access)?;
+    let source = Source::open(&config.skopeo, reference, access, &config.interrupt)?;
     let fetched = source.manifest()?;
     let Manifest::Image {
         config: config_descriptor,
@@ -86,7 +85,6 @@ pub fn pull(
         });
     }
     let (count, skipped) = bring_in(
-        config,
         store,
         &source,
         &fetched,
@@ -104,7 +102,6 @@ pub fn pull(
 }
 
 fn bring_in(
-    config: &Config,
     store: &Store,
     source: &Source,
     fetched: &FetchedManifest,
@@ -151,7 +148,6 @@ fn bring_in(
             Counting {
                 reader: &mut reader,
                 progress,
-                interrupt: &config.interrupt,
             },
         );
         // skopeo knows best why a stream ended early; our own checks name the layer.
@@ -195,12 +191,10 @@ fn stored_name(source: &Source) -> Result<Name> {
 struct Counting<'a, R> {
     reader: R,
     progress: &'a mut dyn Progress,
-    interrupt: &'a Interrupt,
 }
 
 impl<R: Read> Read for Counting<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.interrupt.check().map_err(std::io::Error::other)?;
         let n = self.reader.read(buffer)?;
         self.progress.advance(n as u64);
         Ok(n)

@@ -138,6 +138,7 @@ impl Store {
         {
             return Ok(vec![image]);
         }
+        let text = text.strip_prefix("sha256:").unwrap_or(text);
         if text.len() < 4 || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
             return Ok(Vec::new());
         }

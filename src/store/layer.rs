@@ -188,25 +188,16 @@ fn read_archive(
         max_bytes,
         buffer: Vec::new(),
     };
-    let mut entries = 0u64;
-    while let Some(entry) = stream.next_entry()? {
-        entries += 1;
-        if entries > MAX_ENTRIES {
-            fail!(Kind::Invalid, "more than {MAX_ENTRIES} entries");
-        }
-        let shown = || String::from_utf8_lossy(&entry.path).into_owned();
-        builder
-            .add(&entry, stream.content())
-            .map_err(|error| error.within(format_args!("entry \"{}\"", shown())))?;
-    }
-    stream.drain()?;
-    let (diff_id, size, _) = stream.into_inner().finish();
-    if size > max_bytes {
+    let read = builder.read(&mut stream);
+    // A stream that was cut at the limit looks like one that was damaged.
+    if stream.get_ref().bytes() > max_bytes {
         fail!(
             Kind::Invalid,
             "unpacks to more than {max_bytes} bytes (max_layer_bytes in the configuration)"
         );
     }
+    read?;
+    let (diff_id, size, _) = stream.into_inner().finish();
     let mut implied = Vec::new();
     let (tree, meta) = builder.write()?;
     builder.root.list_implied("", &mut implied);
@@ -267,6 +258,22 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Take in the whole archive, to the true end of its stream.
+    fn read<R: Read>(&mut self, stream: &mut TarStream<R>) -> Result<()> {
+        let mut entries = 0u64;
+        while let Some(entry) = stream.next_entry()? {
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                fail!(Kind::Invalid, "more than {MAX_ENTRIES} entries");
+            }
+            self.add(&entry, stream.content()).map_err(|error| {
+                let path = String::from_utf8_lossy(&entry.path).into_owned();
+                error.within(format_args!("entry \"{path}\""))
+            })?;
+        }
+        stream.drain().map(|_| ())
+    }
+
     fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<()> {
         let Some(path) = split(&entry.path)? else {
             self.skip(entry, "its name is not UTF-8");

@@ -92,6 +92,11 @@ impl<R: Read> TarStream<R> {
         }
     }
 
+    /// What lies below.
+    pub fn get_ref(&self) -> &R {
+        &self.reader
+    }
+
     /// What lies below, after the end was reached.
     pub fn into_inner(self) -> R {
         self.reader

@@ -5,6 +5,7 @@
 //! through is async; this room hides that behind blocking functions.
 
 mod policy;
+mod wire;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -15,12 +16,13 @@ use std::task::Poll;
 use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::runtime::Runtime;
 
 use crate::command::Child;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::{Descriptor, Digest, Manifest, Reference, Transport};
+use crate::interrupt::Interrupt;
 use crate::{fail, safefs};
+use wire::Wire;
 
 pub use policy::enforce as enforce_policy;
 
@@ -128,10 +130,10 @@ pub struct Source {
     skopeo: String,
     auth: Auth,
     tls_verify: Option<bool>,
-    // Dropped in this order: the proxy ends when its socket closes.
     image: OpenedImage,
-    proxy: ImageProxy,
-    runtime: Runtime,
+    // Only gone while being dropped.
+    proxy: Option<ImageProxy>,
+    wire: Wire,
 }
 
 /// A manifest as the source has it.
@@ -150,7 +152,12 @@ impl Source {
     ///
     /// # Errors
     /// [`Kind::Transport`] with skopeo's reason; [`Kind::NotFound`] if skopeo is missing.
-    pub fn open(skopeo: &str, reference: &Reference, access: &Access) -> Result<Self> {
+    pub fn open(
+        skopeo: &str,
+        reference: &Reference,
+        access: &Access,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
         if crate::command::find_program(skopeo).is_none() {
             fail!(
                 Kind::NotFound,
@@ -162,32 +169,35 @@ impl Source {
             _ => access.tls_verify,
         };
         let auth = Auth::new(access, reference)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .context(|| "cannot start a runtime".into())?;
+        let wire = Wire::new(interrupt)?;
         let mut command = Command::new(skopeo);
         safefs::die_with_parent(&mut command);
         let mut config = ImageProxyConfig::default();
         config.authfile = auth.path();
         config.insecure_skip_tls_verification = tls_verify.map(|verify| !verify);
         config.skopeo_cmd = Some(command);
-        let opened = runtime.block_on(async {
+        let opened = wire.wait(async {
             let proxy = ImageProxy::new_with_config(config).await?;
             let image = proxy.open_image(&reference.to_skopeo()).await?;
             Ok::<_, containers_image_proxy::Error>((proxy, image))
         });
-        let (proxy, image) = opened.map_err(|error| explain(reference, &error.to_string()))?;
+        let (proxy, image) = opened?.map_err(|error| explain(reference, &error.to_string()))?;
         Ok(Self {
             reference: reference.clone(),
             skopeo: skopeo.to_owned(),
             auth,
             tls_verify,
             image,
-            proxy,
-            runtime,
+            proxy: Some(proxy),
+            wire,
         })
+    }
+
+    fn proxy(&self) -> &ImageProxy {
+        match &self.proxy {
+            Some(proxy) => proxy,
+            None => unreachable!("the proxy is only gone while being dropped"),
+        }
     }
 
     /// What was opened.
@@ -198,8 +208,8 @@ impl Source {
     /// The manifest for this machine's platform, byte for byte.
     pub fn manifest(&self) -> Result<FetchedManifest> {
         let (digest, bytes) = self
-            .runtime
-            .block_on(self.proxy.fetch_manifest_raw_oci(&self.image))
+            .wire
+            .wait(self.proxy().fetch_manifest_raw_oci(&self.image))?
             .map_err(|error| explain(&self.reference, &error.to_string()))?;
         let digest: Digest = digest.parse()?;
         // The proxy shows docker's manifests converted to OCI; then the exact bytes are asked for.
@@ -283,11 +293,11 @@ impl Source {
             .parse()
             .context(|| "cannot pass the digest on".into())?;
         let stream = self
-            .runtime
-            .block_on(
-                self.proxy
+            .wire
+            .wait(
+                self.proxy()
                     .get_blob_stream(&self.image, &digest, descriptor.size),
-            )
+            )?
             .map_err(|error| {
                 explain(&self.reference, &error.to_string())
                     .within(format_args!("blob {}", descriptor.digest))
@@ -316,6 +326,22 @@ impl Source {
     }
 }
 
+impl Drop for Source {
+    /// skopeo unpacks some sources below /var/tmp and removes that only when the image is closed.
+    fn drop(&mut self) {
+        if let Some(proxy) = self.proxy.take() {
+            let image = &self.image;
+            self.wire.close(async {
+                if let Err(error) = proxy.close_image(image).await {
+                    tracing::debug!(%error, "close");
+                }
+                // Its socket closes here, which ends it.
+                drop(proxy);
+            });
+        }
+    }
+}
+
 /// The bytes of one blob.
 pub struct BlobReader<'s> {
     source: &'s Source,
@@ -334,7 +360,7 @@ impl BlobReader<'_> {
         drained.context(|| format!("cannot read the blob {}", self.digest))?;
         let outcome = match self.outcome.take() {
             Some(outcome) => outcome,
-            None => self.source.runtime.block_on(&mut self.driver),
+            None => self.source.wire.wait(&mut self.driver)?,
         };
         outcome.map_err(|error| {
             explain(&self.source.reference, &error.to_string())
@@ -354,7 +380,7 @@ impl Read for BlobReader<'_> {
         } = self;
         // skopeo closes its end of the pipe only when it is asked how the blob went, so the
         // question must be under way while we read.
-        source.runtime.block_on(std::future::poll_fn(|context| {
+        let read = std::future::poll_fn(|context| {
             if outcome.is_none()
                 && let Poll::Ready(result) = driver.as_mut().poll(context)
             {
@@ -364,7 +390,8 @@ impl Read for BlobReader<'_> {
             Pin::new(&mut *reader)
                 .poll_read(context, &mut buffer)
                 .map_ok(|()| buffer.filled().len())
-        }))
+        });
+        source.wire.wait(read).map_err(std::io::Error::other)?
     }
 }
 

@@ -391,6 +391,52 @@ pub fn system_update() -> Image {
     )
 }
 
+/// The original's `atomic-test-system-hostfs`: files for the host.
+pub fn hostfs() -> Image {
+    system().set("Labels", json!({"Name": "hostfs", "atomic.has_install_files": "yes"})).layer(
+        Layer::new()
+            .file(
+                "exports/manifest.json",
+                0o644,
+                r#"{"version": "1.0", "defaultValues": {"PORT": "8081", "RECEIVER": "World"},
+                    "renameFiles": {"/usr/local/lib/placeholder-file": "/usr/local/lib/renamed-$NAME"},
+                    "installedFilesTemplate": ["/usr/local/lib/secret-message-template"], "useLinks": false}"#,
+            )
+            .symlink("exports/hostfs/broken-symlink", "/does/not/exist")
+            .dir("exports/hostfs/usr/local/placeholder-lib", 0o755)
+            .file("exports/hostfs/usr/local/lib/secret-message", 0o644, "Hello unknown $RECEIVER\n")
+            .file("exports/hostfs/usr/local/lib/secret-message-template", 0o644, "hello $RECEIVER\n")
+            .file("exports/hostfs/usr/local/lib/placeholder-file", 0o644, "Hello unknown $RECEIVER\n"),
+    )
+}
+
+/// The original's `atomic-test-runonce`: a command rather than a service.
+pub fn runonce() -> Image {
+    Image::new()
+        .layer(
+            Layer::new()
+                .busybox()
+                .file(
+                    "usr/bin/run.sh",
+                    0o755,
+                    "#!/bin/sh\necho HI $RECEIVER from $NAME\n",
+                )
+                .file("exports/manifest.json", 0o644, r#"{"defaultValues": {}}"#)
+                .file(
+                    "exports/config.json.template",
+                    0o644,
+                    SYSTEM_CONFIG
+                        .replace("\"readonly\": true", "\"readonly\": false")
+                        .replace("\"PORT=$PORT\", ", "")
+                        .replace("@MORE@", ""),
+                ),
+        )
+        .set(
+            "Labels",
+            json!({"Name": "runonce", "atomic.run": "once", "atomic.type": "system"}),
+        )
+}
+
 fn exported(greeting: &str, manifest: &str, config: &str, service: &str) -> Image {
     Image::new().layer(Layer::new().busybox()).layer(
         Layer::new()
