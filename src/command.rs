@@ -1,7 +1,7 @@
 //! Child processes: one way to start them, log them and report how they failed.
 
 use std::ffi::OsStr;
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -67,7 +67,7 @@ impl Child {
         args.into_iter().fold(self, Self::arg)
     }
 
-    /// What it reads on stdin; at most a pipe's worth (64 KiB), so that nobody waits for anybody.
+    /// What it reads on stdin.
     #[must_use]
     pub fn input(mut self, bytes: &[u8]) -> Self {
         self.input = bytes.to_vec();
@@ -105,12 +105,14 @@ impl Child {
         if self.input.is_empty() {
             return Ok(Stdio::null());
         }
-        let piped = || -> std::io::Result<Stdio> {
-            let (reader, mut writer) = std::io::pipe()?;
-            writer.write_all(&self.input)?;
-            Ok(reader.into())
+        // A file rather than a pipe: nobody waits for anybody, however much it is.
+        let written = || -> std::io::Result<Stdio> {
+            let mut file = tempfile::tempfile()?;
+            file.write_all(&self.input)?;
+            file.rewind()?;
+            Ok(file.into())
         };
-        piped().context(|| format!("cannot pass input to \"{}\"", self.line))
+        written().context(|| format!("cannot pass input to \"{}\"", self.line))
     }
 
     /// Run it and return its stdout; a status other than zero is an error with its stderr.

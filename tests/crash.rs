@@ -66,6 +66,13 @@ impl Trial<'_> {
             self.killed += 1;
             assert!(!children.is_empty(), "{words} failed by itself");
         }
+        // Half the time as after a power cut: files first, before D-Bus is there.
+        if self.random.next() < 0.5 {
+            let early = self.host.atomic("recover --offline");
+            assert_eq!(early.code(), 0, "{words} at {moment:?}: {}", early.err());
+            let again = self.host.atomic("recover --offline");
+            assert_eq!(again.code(), 0, "{words} at {moment:?}: {}", again.err());
+        }
         let recovered = self.host.atomic("recover");
         assert_eq!(
             recovered.code(),

@@ -101,7 +101,7 @@ fn a_plain_image_is_installed_updated_rolled_back_and_uninstalled() {
 
 #[test]
 fn a_plain_image_writes_below_var_cache_as_another_user_and_its_volume_survives() {
-    whole_job("cache", images::cache, &["/var/lib/cache/volumes"]);
+    whole_job("cache", images::cache, &["/var/lib/cache"]);
 }
 
 #[test]
@@ -1247,4 +1247,105 @@ fn images_that_want_more_than_a_service_are_told_apart() {
     );
     host.atomic_ok(&format!("install --name null {}", registry.name("null")));
     assert!(host.atomic_ok("images list").contains("/null"));
+}
+
+#[test]
+fn what_belongs_to_others_is_neither_used_nor_shadowed_nor_deleted() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    images::cache(free_port(), "x").push(&registry, "cache");
+    let reference = registry.name("cache");
+    // Data of another program under the directory that would be ours.
+    host.sh("mkdir -p /var/lib/taken && echo precious > /var/lib/taken/data");
+    let output = host.atomic(&format!("install --name taken {reference}"));
+    assert_eq!(output.code(), 1);
+    assert!(
+        output
+            .err()
+            .contains("/var/lib/taken, which belongs to something else"),
+        "{}",
+        output.err()
+    );
+    // Our own, left by an uninstallation, is used again.
+    host.atomic_ok(&format!("install --name mine {reference}"));
+    host.sh("echo mine > /var/lib/mine/volumes/data/file");
+    host.atomic_ok("uninstall mine");
+    host.atomic_ok(&format!("install --name mine {reference}"));
+    assert_eq!(host.read("/var/lib/mine/volumes/data/file"), "mine\n");
+    // A unit the distribution ships.
+    let output = host.atomic(&format!("install --name systemd-journald {reference}"));
+    assert_eq!(output.code(), 1);
+    assert!(
+        output.err().contains("already exists on this host"),
+        "{}",
+        output.err()
+    );
+    // Something an administrator mounted into a deployment is not deleted with it.
+    host.sh(&format!("mkdir /root/mounted && echo keep > /root/mounted/me && mount --bind /root/mounted {C}/mine.0/rootfs/tmp"));
+    let output = host.atomic("uninstall --purge mine");
+    assert_eq!(output.code(), 1);
+    assert!(
+        output.err().contains("unmount it first"),
+        "{}",
+        output.err()
+    );
+    assert_eq!(host.read("/root/mounted/me"), "keep\n");
+    host.sh(&format!("umount {C}/.mine.0.old-*/rootfs/tmp"));
+    let output = host.atomic("recover");
+    assert!(
+        output
+            .out()
+            .contains("the interrupted uninstall of mine was completed"),
+        "{}{}",
+        output.out(),
+        output.err()
+    );
+    assert!(!host.exists("/var/lib/mine"));
+    assert_eq!(host.read("/root/mounted/me"), "keep\n");
+}
+
+#[test]
+fn volumes_within_volumes_cannot_lead_the_host_astray() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    // At its first start the container turns the way to its inner volume into a link to the host.
+    let script = "if [ -e /data/evil ]; then sleep 100; fi; touch /data/evil; rm -rf /data/x 2>/dev/null; mv /data/x /data/y; ln -s /etc /data/x; exit 1";
+    Image::new()
+        .layer(
+            Layer::new()
+                .busybox()
+                .dir("data", 0o755)
+                .dir("data/x", 0o755)
+                .dir("data/x/systemd", 0o755),
+        )
+        .set("Entrypoint", json!(["/bin/sh", "-c", script]))
+        .set("Volumes", json!({"/data": {}, "/data/x/systemd": {}}))
+        .push(&registry, "evil");
+    let mode = host.ok("stat -c %a:%Y /etc/systemd");
+    host.atomic_ok(&format!(
+        "install --name evil --stop-timeout 1 {}",
+        registry.name("evil")
+    ));
+    host.run("systemctl start evil");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let mounts = host.sh("cat /proc/$(systemctl show -P MainPID evil)/mountinfo");
+    // The fourth field is what is mounted: never a directory of the host's own.
+    let sources: Vec<String> = mounts
+        .out()
+        .lines()
+        .map(|line| line.split(' ').nth(3).unwrap().to_owned())
+        .collect();
+    assert!(
+        sources
+            .iter()
+            .any(|source| source.starts_with("/var/lib/evil/volumes/")),
+        "{sources:?}"
+    );
+    assert!(
+        !sources
+            .iter()
+            .any(|source| source.starts_with("/etc/systemd")),
+        "{sources:?}"
+    );
+    assert_eq!(host.ok("stat -c %a:%Y /etc/systemd"), mode);
 }

@@ -58,6 +58,16 @@ impl Update {
                 let pulled = self.source.pull(call, &store, reference)?;
                 Some((pulled.name.to_string(), reference.to_string()))
             }
+            Some(reference) if self.change.is_dry() => {
+                let known = match &reference.name {
+                    Some(name) => store.image(&name.to_string())?,
+                    None => None,
+                };
+                match known {
+                    Some(image) => Some((image.name, reference.to_string())),
+                    None => return self.change.would_pull(call, reference),
+                }
+            }
             Some(reference) => {
                 let stored = self.source.ensure(call, &store, reference)?;
                 Some((stored, reference.to_string()))

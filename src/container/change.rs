@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::deployment::{ContainerName, Paths, Slot, installed};
 use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
-use crate::store::DEPLOYMENT_PREFIX;
+use crate::store::{DEPLOYMENT_PREFIX, Store};
 use crate::systemd::tmpfiles;
 use crate::transaction::{self, Applied, DeployFile, Host, Plan, Step};
 
@@ -121,6 +121,30 @@ pub(super) fn pin(name: &ContainerName, slot: Slot) -> String {
         "{DEPLOYMENT_PREFIX}{}/{slot}",
         crate::image::refname::encode(name.as_str())
     )
+}
+
+/// The steps that keep what a new deployment needs: a temporary ref while it is under way, so that
+/// the slot's own still protects the deployment to return to, and the slot's when all is well.
+pub(super) fn pin_steps(store: &Store, plan: &mut Plan, slot: Slot, commit: &str) -> Result<()> {
+    let own = pin(&plan.name, slot);
+    let next = format!("{own}.next");
+    let commit = Some(commit.to_owned());
+    plan.stage.push(Step::SetRef {
+        name: next.clone(),
+        from: None,
+        to: commit.clone(),
+    });
+    plan.close.push(Step::SetRef {
+        from: store.resolve(&own)?,
+        name: own,
+        to: commit.clone(),
+    });
+    plan.close.push(Step::SetRef {
+        name: next,
+        from: commit,
+        to: None,
+    });
+    Ok(())
 }
 
 /// The steps that bring a rendered deployment to `slot`, up to and including the switch.

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::Reference;
 use crate::runtime::Runtime;
-use crate::runtime::spec::RunOptions;
+use crate::runtime::spec::{self, RunOptions};
 use crate::safefs::{Files, Root};
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};
@@ -55,7 +55,13 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
             fail!(Kind::Exists, "The file {target} already exists.");
         }
     }
-    host.manager()?;
+    let unit = name.unit();
+    if host.manager()?.status(&unit)?.load != "not-found" {
+        fail!(
+            Kind::Exists,
+            "the unit {unit} already exists on this host: choose another --name"
+        );
+    }
     let store = Store::open(config)?;
     let image = store.find_one(&request.image)?;
     let slot = Slot::Zero;
@@ -73,12 +79,11 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
             inherited: None,
         },
     )?;
+    if !rendered.info.persistent.is_empty() {
+        spec::check_state_directory(config, name.as_str())?;
+    }
     let mut plan = Plan::new("install", name, None, Some(slot));
-    plan.stage.push(Step::SetRef {
-        name: change::pin(name, slot),
-        from: store.resolve(&change::pin(name, slot))?,
-        to: Some(image.commit.clone()),
-    });
+    change::pin_steps(&store, &mut plan, slot, &image.commit)?;
     change::deploy_steps(&paths, &mut plan, slot, prepared.commit.clone(), &rendered);
     plan.switch.push(Step::Switch {
         from: None,

@@ -114,7 +114,8 @@ pub fn render(
     let (config, directories) = match (own_config, &generated) {
         (Some(mut config), _) => {
             adjust_config(&mut config, name, source.remote.as_deref(), uses_our_unit)?;
-            let missing = missing_bind_sources(&config);
+            let made = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
+            let missing = missing_bind_sources(&config, &tmpfiles::directories(&made));
             (spec::to_text(&config), missing)
         }
         (None, Some(generated)) => (generated.config.clone(), generated.directories.clone()),
@@ -161,7 +162,8 @@ pub fn render(
             ostree_commit: source.commit.to_owned(),
             created: now(),
             values: variables.values().clone(),
-            user_values: Some(wishes.values.clone()),
+            // Where they cannot be told from the image's defaults they never can be.
+            user_values: wishes.inherited.is_none().then(|| wishes.values.clone()),
             has_container_service: has_service,
             use_links: exports.manifest.use_links.unwrap_or(true),
             system_package: Some("no".into()),
@@ -300,8 +302,9 @@ fn adjust_config(
     Ok(())
 }
 
-/// Directories for bind mounts of an image's own config whose source is not there.
-fn missing_bind_sources(config: &Value) -> Vec<Directory> {
+/// Directories for bind mounts of an image's own config whose source is not there, or only there
+/// because we `made` it for the deployment before.
+fn missing_bind_sources(config: &Value, made: &[Utf8PathBuf]) -> Vec<Directory> {
     let mut out: Vec<Directory> = Vec::new();
     for mount in config["mounts"].as_array().into_iter().flatten() {
         let source = mount["source"].as_str().unwrap_or_default();
@@ -313,7 +316,7 @@ fn missing_bind_sources(config: &Value) -> Vec<Directory> {
                 .any(|option| option == "bind" || option == "rbind");
         if is_bind
             && spec::check_container_path(source).is_ok()
-            && !Utf8Path::new(source).exists()
+            && (!Utf8Path::new(source).exists() || made.iter().any(|path| path == source))
             && !out.iter().any(|directory| directory.path == source)
         {
             out.push(Directory {

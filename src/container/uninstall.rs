@@ -36,10 +36,14 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         .filter(|slot| paths.slot(*slot).exists())
         .collect();
     let mut data: Vec<Utf8PathBuf> = Vec::new();
+    let mut host_files = false;
     for slot in &slots {
         // A broken info hides nothing but the data directories, which stay.
         match Info::read(&paths.slot(*slot)) {
-            Ok(info) => data.extend(info.persistent.into_iter().map(Utf8PathBuf::from)),
+            Ok(info) => {
+                host_files |= !info.installed_files.is_empty() || info.rpm_installed.is_some();
+                data.extend(info.persistent.into_iter().map(Utf8PathBuf::from));
+            }
             Err(error) => tracing::warn!(%error, "cannot tell where the data of {name} are"),
         }
     }
@@ -98,10 +102,12 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         for path in &data {
             plan.close.push(Step::RemoveTree { path: path.clone() });
         }
+        let state = config.state_directory.join(name.as_str());
         if !data.is_empty() {
-            plan.close.push(Step::RemoveEmptyDir {
-                path: config.state_directory.join(name.as_str()),
+            plan.close.push(Step::RemoveTree {
+                path: state.join(".atomic-rs"),
             });
+            plan.close.push(Step::RemoveEmptyDir { path: state });
         }
         Vec::new()
     } else {
@@ -111,7 +117,12 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     Ok(Uninstalled {
         change: Change {
             plan,
-            notes: Vec::new(),
+            notes: host_files
+                .then(|| {
+                    format!("the host files or package of {name} were installed by another program and stay")
+                })
+                .into_iter()
+                .collect(),
             _lock: lock,
         },
         kept,

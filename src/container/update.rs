@@ -7,7 +7,7 @@ use super::install::Prepared;
 use super::render::{self, Wishes};
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::Result;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, spec};
 use crate::store::Store;
 use crate::transaction::{Host, Plan, Step};
 
@@ -53,7 +53,7 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
     let manager = host.manager()?;
     let options = info.options.clone().unwrap_or_default();
     let prepared = Prepared::new(&store, &image, info.remote.as_deref().map(Into::into))?;
-    let rendered = render::render(
+    let mut rendered = render::render(
         config,
         &runtime,
         name,
@@ -66,14 +66,22 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
             inherited: info.user_values.is_none().then_some(&info.values),
         },
     )?;
+    // Files that an older program installed on the host, and what others wrote, stay on record.
+    let new = &mut rendered.info;
+    new.installed_files.clone_from(&info.installed_files);
+    new.installed_files_checksum = info.installed_files_checksum.clone();
+    new.installed_files_template
+        .clone_from(&info.installed_files_template);
+    new.rename_installed_files = info.rename_installed_files.clone();
+    new.rpm_installed.clone_from(&info.rpm_installed);
+    new.other.clone_from(&info.other);
+    if info.persistent.is_empty() && !new.persistent.is_empty() {
+        spec::check_state_directory(config, name.as_str())?;
+    }
     let mut plan = Plan::new("update", name, Some(from), Some(to));
     plan.was_active = manager.status(&unit)?.is_active();
     plan.was_enabled = manager.is_enabled(&unit);
-    plan.stage.push(Step::SetRef {
-        name: change::pin(name, to),
-        from: store.resolve(&change::pin(name, to))?,
-        to: Some(image.commit.clone()),
-    });
+    change::pin_steps(&store, &mut plan, to, &image.commit)?;
     change::deploy_steps(&paths, &mut plan, to, prepared.commit.clone(), &rendered);
     let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
     change::stop_steps(config, &paths, &mut plan, &old_tmpfiles);

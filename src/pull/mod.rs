@@ -5,6 +5,7 @@ use std::io::Read;
 use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::fail;
+use crate::image::refname;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
 use crate::store::images::MAX_CONFIG_BYTES;
 use crate::store::{self, Store};
@@ -137,8 +138,14 @@ fn bring_in(
             continue;
         }
         if !wanted.iter().any(|w| w.digest == layer.digest) {
-            let there = store.resolve(&crate::image::refname::blob_ref(layer.digest))?;
-            commits.extend(there);
+            let Some(commit) = store.resolve(&refname::blob_ref(layer.digest))? else {
+                fail!(
+                    Kind::NotFound,
+                    "the layer {} was removed from the store meanwhile: pull the image again",
+                    layer.digest
+                );
+            };
+            commits.push(commit);
             continue;
         }
         progress.layer(layer.digest, layer.size);

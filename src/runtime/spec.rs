@@ -14,7 +14,7 @@ use super::{capabilities, default_seccomp, find_user};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, refname};
 use crate::safefs::Files;
 use crate::template::{self, Template};
 
@@ -84,7 +84,7 @@ pub struct RunOptions {
 /// A directory (or fifo) systemd-tmpfiles makes for the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Directory {
-    /// `d` is kept, `D` is emptied at every start; `p` is a fifo rather than a directory.
+    /// `d` is kept, `D` is emptied at every start; `p` is a fifo and `f` a file.
     pub kind: char,
     /// Where.
     pub path: Utf8PathBuf,
@@ -165,6 +165,7 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
             mounts.push(bind(file, file, &["bind", "rprivate", "ro"]));
         }
     }
+    directories.dedup_by(|a, b| a.path == b.path);
     let values = json!({
         "terminal": false,
         "user": user,
@@ -323,6 +324,29 @@ fn state_base(input: &Input<'_>) -> Utf8PathBuf {
     input.host.state_directory.join(input.name)
 }
 
+/// The file by which a directory in `STATE_DIRECTORY` is known as ours.
+const MARKER: &str = ".atomic-rs";
+
+fn marker(input: &Input<'_>) -> Directory {
+    directory('f', state_base(input).join(MARKER), 0o600, 0, 0)
+}
+
+/// Refuse to keep data in a directory that belongs to somebody else, as `/var/lib/docker` would
+/// for a container called docker.
+pub fn check_state_directory(host: &Config, name: &str) -> Result<()> {
+    let path = host.state_directory.join(name);
+    let taken = path
+        .read_dir_utf8()
+        .is_ok_and(|mut entries| entries.next().is_some());
+    if taken && !path.join(MARKER).exists() {
+        fail!(
+            Kind::Exists,
+            "the container's data would be kept in {path}, which belongs to something else: choose another --name"
+        );
+    }
+    Ok(())
+}
+
 fn directory(kind: char, path: Utf8PathBuf, mode: u32, uid: u32, gid: u32) -> Directory {
     Directory {
         kind,
@@ -380,6 +404,7 @@ fn overlays(
         }));
     }
     if any && input.options.writable == Writable::Persist {
+        directories.push(marker(input));
         persistent.push(base);
     }
     Ok(())
@@ -411,8 +436,11 @@ fn declared_volumes(
         if !any {
             any = true;
             directories.push(directory('d', base.clone(), 0o700, 0, 0));
+            directories.push(marker(input));
         }
-        let source = base.join(path.trim_start_matches('/'));
+        // One component for each volume: in a volume within a volume, what the container makes of
+        // the outer one would lead the host astray when the inner one is mounted.
+        let source = base.join(refname::encode(path.trim_start_matches('/')));
         directories.push(directory('d', source.clone(), mode, uid, gid));
         mounts.push(bind(source.as_str(), path, &["rbind", "rprivate", "rw"]));
     }

@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 
 /// Write a file that must not exist yet, without making it durable: the caller closes a batch of
 /// them with one [`sync_file_system`].
@@ -60,8 +61,21 @@ pub fn remove_if_exists(path: &Path) -> Result<()> {
     }
 }
 
-/// Remove a directory with all below it, following no link; one that is not there is fine.
+/// Remove a directory (or file) with all below it, following no link; one that is not there is fine.
+///
+/// # Errors
+/// [`Kind::Exists`] if something is mounted below: that is somebody else's.
 pub fn remove_tree(path: &Path) -> Result<()> {
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_dir()) {
+        return remove_if_exists(path);
+    }
+    if let Some(mount) = mount_below(path) {
+        fail!(
+            Kind::Exists,
+            "{mount} is a mount point and {} is to be removed: unmount it first",
+            path.display()
+        );
+    }
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).context(|| format!("cannot remove {}", path.display()))
@@ -70,14 +84,32 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
+/// A mount point at or below `path`. Source: proc(5), `mountinfo`, field 5.
+fn mount_below(path: &Path) -> Option<String> {
+    let prefix = path.to_str()?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let below = |mount: &&str| {
+        mount
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .find(below)
+        .map(str::to_owned)
+}
+
 /// Give `path` a second name `to`, by a hard link or, where the file system refuses, by a copy.
 pub fn link_or_copy(path: &Path, to: &Path) -> Result<()> {
     if std::fs::hard_link(path, to).is_ok() {
         return Ok(());
     }
-    std::fs::copy(path, to)
-        .map(|_| ())
-        .context(|| format!("cannot copy {} to {}", path.display(), to.display()))
+    // Whole or not at all: an interrupted copy must not pass for the original.
+    let partial = beside(to);
+    std::fs::copy(path, &partial)
+        .context(|| format!("cannot copy {} to {}", path.display(), to.display()))?;
+    rename(&partial, to)
 }
 
 /// Create a directory that only its owner may enter, and its parents with the usual mode. An

@@ -132,6 +132,10 @@ impl Store {
 
     /// The images that `text` means: the one of that name, else all whose id starts with it.
     pub fn find(&self, text: &str) -> Result<Vec<StoredImage>> {
+        // A name as the store has it comes first: "docker:dind" is one, and a reference too.
+        if let Some(image) = self.image(text)? {
+            return Ok(vec![image]);
+        }
         if let Ok(reference) = text.parse::<crate::image::Reference>()
             && let Ok(name) = reference.fallback_name()
             && let Some(image) = self.image(&name.to_string())?
@@ -263,7 +267,13 @@ impl Store {
             .context(|| "cannot list the refs of the repository".into())?;
         for (name, commit) in &refs {
             if name.starts_with(DEPLOYMENT_PREFIX) {
-                let metadata = objects::commit_metadata(&self.repo, commit)?;
+                let metadata = match objects::commit_metadata(&self.repo, commit) {
+                    Ok(metadata) => metadata,
+                    Err(error) => {
+                        tracing::warn!(%name, %error, "what this deployment needs is not known");
+                        continue;
+                    }
+                };
                 let manifest = metadata_string(&metadata, "docker.manifest")
                     .and_then(|text| Manifest::parse(text.as_bytes()).ok());
                 let digest =

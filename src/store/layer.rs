@@ -7,7 +7,7 @@
 //! archive implies but does not declare, whose metadata come from the layer below) and
 //! `atomic-rs.skipped` (how many device nodes, fifos and names that are not UTF-8 were left out).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read};
 
 use gio::prelude::*;
@@ -28,12 +28,21 @@ use crate::selinux::Labels;
 const INLINE_BYTES: u64 = 256 * 1024;
 /// Read and written at once when streaming.
 const STREAM_BYTES: usize = 256 * 1024;
+/// The same limit file systems have for one name.
+const MAX_NAME_BYTES: usize = 255;
 /// Deeper paths serve no image.
 const MAX_DEPTH: usize = 512;
 /// The same limit the kernel has for one path.
 const MAX_LINKS_FOLLOWED: usize = 40;
 /// More entries serve no image.
 const MAX_ENTRIES: u64 = 20_000_000;
+/// What the names of one layer may cost in memory, in bytes: [`NODE_BYTES`] for each component.
+const MAX_NAMES_COST: usize = 2 << 30;
+const NODE_BYTES: usize = 256;
+/// Extended attributes of one entry, in bytes; Linux stops at 64 KiB for each value.
+const MAX_XATTR_BYTES: usize = 128 * 1024;
+/// Implied directories of one layer, in bytes of their paths.
+const MAX_IMPLIED_BYTES: usize = 16 * 1024 * 1024;
 /// zstd's own default limit for a window: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -184,6 +193,8 @@ fn read_archive(
         metas: HashMap::new(),
         root: Dir::default(),
         skipped: 0,
+        skipped_paths: HashSet::new(),
+        names_cost: 0,
         logical: 0,
         max_bytes,
         buffer: Vec::new(),
@@ -201,6 +212,12 @@ fn read_archive(
     let mut implied = Vec::new();
     let (tree, meta) = builder.write()?;
     builder.root.list_implied("", &mut implied);
+    if implied.iter().map(String::len).sum::<usize>() > MAX_IMPLIED_BYTES {
+        fail!(
+            Kind::Invalid,
+            "the layer has too many directories without an entry of their own"
+        );
+    }
     Ok(Unpacked {
         tree,
         meta,
@@ -252,6 +269,9 @@ struct Builder<'a> {
     metas: HashMap<DirMeta, Checksum>,
     root: Dir,
     skipped: u64,
+    /// Hard links to these are left out as well.
+    skipped_paths: HashSet<Vec<u8>>,
+    names_cost: usize,
     logical: u64,
     max_bytes: u64,
     buffer: Vec<u8>,
@@ -275,10 +295,21 @@ impl Builder<'_> {
     }
 
     fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<()> {
+        let xattr_bytes: usize = entry.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if xattr_bytes > MAX_XATTR_BYTES {
+            fail!(
+                Kind::Invalid,
+                "more than {MAX_XATTR_BYTES} bytes of extended attributes"
+            );
+        }
         let Some(path) = split(&entry.path)? else {
             self.skip(entry, "its name is not UTF-8");
             return Ok(());
         };
+        self.names_cost += entry.path.len() + NODE_BYTES * path.len();
+        if self.names_cost > MAX_NAMES_COST {
+            fail!(Kind::Invalid, "the layer has too many names");
+        }
         let Some((name, parents)) = path.split_last() else {
             if entry.kind != EntryKind::Directory {
                 fail!(Kind::Invalid, "the root of an image must be a directory");
@@ -314,6 +345,9 @@ impl Builder<'_> {
                 return Ok(());
             }
             EntryKind::Symlink(target) => {
+                if target.contains(&0) {
+                    fail!(Kind::Invalid, "a link target with a NUL byte");
+                }
                 let Ok(target) = std::str::from_utf8(target) else {
                     self.skip(entry, "its target is not UTF-8");
                     return Ok(());
@@ -326,6 +360,10 @@ impl Builder<'_> {
                 Node::Symlink(checksum(&written)?, target.to_owned())
             }
             EntryKind::HardLink(target) => {
+                if self.skipped_paths.contains(normal(target)) {
+                    self.skip(entry, "what it links to was left out");
+                    return Ok(());
+                }
                 let Some(found) = self.find_link_target(target)? else {
                     fail!(
                         Kind::Invalid,
@@ -344,6 +382,7 @@ impl Builder<'_> {
     fn skip(&mut self, entry: &Entry, why: &str) {
         tracing::debug!(path = %String::from_utf8_lossy(&entry.path), why, "left out");
         self.skipped += 1;
+        self.skipped_paths.insert(normal(&entry.path).to_vec());
     }
 
     fn write_file<R: Read>(
@@ -441,16 +480,33 @@ impl Builder<'_> {
     fn resolve(&self, path: &[String]) -> Result<Vec<String>> {
         let mut todo: Vec<String> = path.iter().rev().cloned().collect();
         let mut done: Vec<String> = Vec::with_capacity(path.len());
+        // The directories along `done`, as far as there are any.
+        let mut dirs: Vec<Option<&Dir>> = vec![Some(&self.root)];
         let mut followed = 0;
         while let Some(name) = todo.pop() {
             if name == ".." {
-                done.pop();
+                if done.pop().is_some() {
+                    dirs.pop();
+                }
                 continue;
             }
-            let node = self.lookup(&done).and_then(|dir| dir.entries.get(&name));
-            let Some(Node::Symlink(_, target)) = node else {
-                done.push(name);
-                continue;
+            if name.len() > MAX_NAME_BYTES || todo.len() + done.len() > MAX_DEPTH {
+                fail!(
+                    Kind::Invalid,
+                    "deeper than {MAX_DEPTH} directories, or a name longer than {MAX_NAME_BYTES} bytes"
+                );
+            }
+            let here = dirs.last().copied().flatten();
+            let target = match here.and_then(|dir| dir.entries.get(&name)) {
+                Some(Node::Symlink(_, target)) => target,
+                found => {
+                    dirs.push(match found {
+                        Some(Node::Dir(dir)) => Some(dir),
+                        _ => None,
+                    });
+                    done.push(name);
+                    continue;
+                }
             };
             followed += 1;
             if followed > MAX_LINKS_FOLLOWED {
@@ -461,6 +517,7 @@ impl Builder<'_> {
             }
             if target.starts_with('/') {
                 done.clear();
+                dirs.truncate(1);
             }
             let parts = target.split('/').rev();
             todo.extend(
@@ -468,9 +525,6 @@ impl Builder<'_> {
                     .filter(|part| !matches!(*part, "" | "."))
                     .map(str::to_owned),
             );
-        }
-        if done.len() > MAX_DEPTH {
-            fail!(Kind::Invalid, "deeper than {MAX_DEPTH} directories");
         }
         Ok(done)
     }
@@ -571,11 +625,20 @@ fn split(path: &[u8]) -> Result<Option<Vec<String>>> {
                     "a path with \"..\" could leave the image",
                 ));
             }
-            part if part.len() > 255 => fail!(Kind::Invalid, "a name longer than 255 bytes"),
+            part if part.len() > MAX_NAME_BYTES => {
+                fail!(Kind::Invalid, "a name longer than {MAX_NAME_BYTES} bytes")
+            }
             part => parts.push(part.to_owned()),
         }
     }
     Ok(Some(parts))
+}
+
+/// A path as written, without the dots and slashes that mean nothing at its ends.
+fn normal(path: &[u8]) -> &[u8] {
+    let path = path.strip_prefix(b"./").unwrap_or(path);
+    let start = path.iter().take_while(|byte| **byte == b'/').count();
+    &path[start..]
 }
 
 /// Which extended attributes of an image are kept. Labels come from the host's policy, and

@@ -86,7 +86,18 @@ pub fn read_dirmeta(repo: &Repo, sum: &Checksum) -> Result<DirMeta> {
 }
 
 /// Write a directory.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a name that is no name: it must never reach a checkout.
 pub fn write_dirtree(repo: &Repo, tree: &DirTree) -> Result<Checksum> {
+    let bad =
+        |name: &&String| matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']);
+    if let Some(name) = tree.files.keys().chain(tree.dirs.keys()).find(bad) {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("\"{}\" is not a file name", name.escape_debug()),
+        ));
+    }
     let value: TreeVariantType = (
         tree.files
             .iter()

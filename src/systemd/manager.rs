@@ -183,9 +183,12 @@ impl Manager {
 
     /// `disable`.
     pub fn disable(&self, unit: &str) -> Result<()> {
-        block_on(self.proxy.disable_unit_files(&[unit], false))
-            .map(|_| ())
-            .map_err(|error| explain(&format!("disable {unit}"), &error))
+        match block_on(self.proxy.disable_unit_files(&[unit], false)) {
+            Ok(_) => Ok(()),
+            // A unit that is gone has no links: recovery may come here twice.
+            Err(error) if error.to_string().contains("NoSuchUnit") => Ok(()),
+            Err(error) => Err(explain(&format!("disable {unit}"), &error)),
+        }
     }
 
     /// True if the unit is enabled.

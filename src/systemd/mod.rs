@@ -9,6 +9,14 @@ pub use manager::{Manager, UnitStatus};
 
 use crate::command::Child;
 
+/// Make systemd read its units again where D-Bus is not up yet. That it fails where systemd is not
+/// up either is no harm: it will read them then.
+pub fn reload_without_bus() {
+    if let Err(error) = Child::new("systemctl").arg("daemon-reload").run() {
+        tracing::debug!(%error, "daemon-reload");
+    }
+}
+
 /// The last `lines` lines a unit wrote to the journal, for error messages; empty where there is
 /// no journal.
 pub fn journal_tail(unit: &str, lines: u32) -> String {

@@ -65,6 +65,10 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
         back(host, &paths, &mut journal)?;
         return Ok(Some((verb, Applied::Back)));
     }
+    if host.is_offline() {
+        // Its files are complete; what is left needs systemd.
+        return Ok(None);
+    }
     match resume(host, &paths, &mut journal) {
         Ok(()) => Ok(Some((verb, Applied::Forward))),
         Err(error) if past_return(&journal) => Err(error),
@@ -120,9 +124,12 @@ fn back(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
     let plan = journal.plan.clone();
     let unit = plan.name.unit();
     let stopped = journal.phase >= Phase::Stop;
-    if journal.phase >= Phase::Prove {
-        // The new version may be running or failing over and over: stop, then start, never restart.
+    if journal.phase >= Phase::Switch {
+        // The new version may be running (a reboot started it) or failing over and over: stop, then
+        // start, never restart.
         Step::StopUnit { unit: unit.clone() }.apply(host, paths, &plan)?;
+    }
+    if journal.phase >= Phase::Prove {
         undo(host, paths, &plan, &plan.prove)?;
     }
     if journal.phase >= Phase::Switch {
@@ -130,6 +137,12 @@ fn back(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
         sync_directories(host, &plan.switch)?;
         // Said before the staged files go: a second undo could not tell old from new without them.
         enter(journal, paths, Phase::Stop)?;
+    }
+    if host.is_offline() {
+        // Units cannot be enabled or started yet; the journal stays until they can. What systemd
+        // read at boot may be what was just replaced, and it is reached without D-Bus.
+        systemd::reload_without_bus();
+        return Ok(());
     }
     if stopped {
         Step::Reload.apply(host, paths, &plan)?;
@@ -140,8 +153,11 @@ fn back(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
     }
     let restarted = if plan.was_active && stopped {
         let file = paths.tmpfiles();
-        if file.exists() {
-            Step::CreateTmpfiles { file }.apply(host, paths, &plan)?;
+        if file.exists()
+            && let Err(error) = (Step::CreateTmpfiles { file }).apply(host, paths, &plan)
+        {
+            // It ran with them before; if it does need them, its start says so.
+            tracing::warn!(%error, "cannot create what its tmpfiles say");
         }
         Step::StartUnit { unit }.apply(host, paths, &plan)
     } else {

@@ -60,6 +60,11 @@ impl<'c> Host<'c> {
         })
     }
 
+    /// True if the service manager is not up yet.
+    pub fn is_offline(&self) -> bool {
+        self.offline
+    }
+
     fn with_manager(&self, act: impl FnOnce(&Manager) -> Result<()>) -> Result<()> {
         if self.offline {
             return Ok(());
@@ -343,7 +348,10 @@ impl Step {
             }
             Self::PlaceFile { target, replaces } => {
                 let (staged, aside) = (beside(target, id, "new"), beside(target, id, "old"));
-                if *replaces {
+                if *replaces && exists_std(&staged) {
+                    // Not replaced yet; renaming two names of one file would leave both.
+                    safefs::remove_if_exists(&aside)?;
+                } else if *replaces {
                     if exists_std(&aside) {
                         safefs::rename(&aside, target.as_std_path())?;
                     }
