@@ -68,8 +68,10 @@ pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<
         Ok(entries) => {
             for entry in entries.flatten() {
                 let file = entry.file_name();
+                // Also the one that was being written: `.NAME.json.new`.
                 let name = file
                     .to_str()
+                    .map(|file| file.trim_start_matches('.').trim_end_matches(".new"))
                     .and_then(|file| file.strip_suffix(".json"))
                     .and_then(|name| name.parse().ok());
                 names.extend(name);
@@ -84,6 +86,7 @@ pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<
         }
     }
     names.sort();
+    names.dedup();
     for name in names {
         if only.is_some_and(|only| *only != name) {
             continue;

@@ -158,6 +158,11 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Remove what a killed [`replace_file`] or [`replace_symlink`] of `path` may have left beside it.
+pub fn sweep_beside(path: &Path) -> Result<()> {
+    remove_if_exists(&beside(path))
+}
+
 /// `DIR/.NAME.new`: hidden, on the same file system, and found by whoever sweeps the directory.
 /// The caller holds the lock under which `path` is written, so one name is enough.
 fn beside(path: &Path) -> PathBuf {

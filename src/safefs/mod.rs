@@ -9,7 +9,7 @@ mod root;
 
 pub use atomic::{
     fsync_dir, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename, replace_file,
-    replace_symlink, sync_file_system, write_new_file,
+    replace_symlink, sweep_beside, sync_file_system, write_new_file,
 };
 pub use files::{FileStat, Files};
 pub use lock::{Lock, Mode};

@@ -57,6 +57,8 @@ pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<()> {
 pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, Applied)>> {
     let paths = Paths::new(host.config(), name);
     let Some(mut journal) = Journal::load(&paths)? else {
+        // Killed while the journal was first written: nothing had begun.
+        safefs::sweep_beside(paths.journal().as_std_path())?;
         return Ok(None);
     };
     let verb = journal.plan.verb.clone();

@@ -420,6 +420,7 @@ fn point(paths: &Paths, slot: Option<Slot>) -> Result<()> {
         safefs::replace_symlink(link.as_std_path(), paths.slot(slot).as_std_path())
     } else {
         safefs::remove_if_exists(link.as_std_path())?;
+        safefs::sweep_beside(link.as_std_path())?;
         match link.parent() {
             Some(parent) => safefs::fsync_dir(parent.as_std_path()),
             None => Ok(()),
