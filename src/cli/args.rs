@@ -131,6 +131,24 @@ impl SetArgs {
     }
 }
 
+/// How a list is shown.
+#[allow(clippy::struct_excessive_bools)] // one flag each
+#[derive(Debug, Clone, Default, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Without the heading
+    #[arg(short, long)]
+    pub noheading: bool,
+    /// Do not cut long values
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Names or ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 /// Show a change instead of making it.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Plan options")]

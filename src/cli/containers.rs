@@ -2,7 +2,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::args::ChangeArgs;
+use super::args::{ChangeArgs, ListArgs};
 use super::{Call, ONLY_ROOT, require_root, rollback, uninstall, update};
 use crate::container::list::{self, Row};
 use crate::deployment::ContainerName;
@@ -28,7 +28,6 @@ enum Verb {
 
 /// List containers: running ones, or all of them
 #[derive(Debug, clap::Args)]
-#[allow(clippy::struct_excessive_bools)] // one flag each
 struct List {
     /// Stopped ones as well
     #[arg(short, long)]
@@ -37,18 +36,8 @@ struct List {
     /// runtime or backend; several filters must all match
     #[arg(short, long, value_name = "COLUMN=TEXT")]
     filter: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Without the heading
-    #[arg(short, long)]
-    noheading: bool,
-    /// Do not cut long values
-    #[arg(long)]
-    no_trunc: bool,
-    /// Names only
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    show: ListArgs,
 }
 
 /// Uninstall containers
@@ -112,17 +101,22 @@ impl List {
                 call.out.note(format!("{}: {problem}", row.name));
             }
         }
-        if self.quiet {
+        if self.show.quiet {
             for row in &rows {
                 call.out.line(&row.name)?;
             }
-        } else if self.json {
+        } else if self.show.json {
             call.out
                 .json(&serde_json::to_value(&rows).unwrap_or_default())?;
         } else if !rows.is_empty() {
             let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
-            call.out
-                .table(&COLUMNS, &cells, !self.noheading, self.no_trunc, 0)?;
+            call.out.table(
+                &COLUMNS,
+                &cells,
+                !self.show.noheading,
+                self.show.no_trunc,
+                0,
+            )?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -5,6 +5,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::Call;
+use super::args::ListArgs;
 use super::containers::parse_filters;
 use crate::container::list::local_time;
 use crate::deployment::{Info, Paths, Slot, installed};
@@ -29,7 +30,6 @@ enum Verb {
 
 /// List images
 #[derive(Debug, clap::Args)]
-#[allow(clippy::struct_excessive_bools)] // one flag each
 struct List {
     /// Layers and configs as well
     #[arg(short, long)]
@@ -38,18 +38,8 @@ struct List {
     /// filters must all match
     #[arg(short, long, value_name = "COLUMN=TEXT")]
     filter: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Without the heading
-    #[arg(short, long)]
-    noheading: bool,
-    /// Do not cut long values
-    #[arg(long)]
-    no_trunc: bool,
-    /// Ids only
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    show: ListArgs,
 }
 
 /// Delete images; their layers stay until "images prune"
@@ -111,11 +101,11 @@ impl List {
             None => Vec::new(),
         };
         rows.retain(|row| filters.iter().all(|filter| matches(row, filter)));
-        if self.quiet {
+        if self.show.quiet {
             for row in &rows {
-                call.out.line(short(&row.id, self.no_trunc))?;
+                call.out.line(short(&row.id, self.show.no_trunc))?;
             }
-        } else if self.json {
+        } else if self.show.json {
             let rows: Vec<_> = rows
                 .iter()
                 .map(|row| {
@@ -134,7 +124,7 @@ impl List {
                         if row.used { "> " } else { "  " }.to_owned(),
                         row.repo.clone(),
                         row.tag.clone(),
-                        short(&row.id, self.no_trunc).to_owned(),
+                        short(&row.id, self.show.no_trunc).to_owned(),
                         row.created.clone(),
                         row.size.clone(),
                         "ostree".to_owned(),
@@ -152,13 +142,18 @@ impl List {
                 ("", 2),
                 ("REPOSITORY", longest(1)),
                 ("TAG", longest(2)),
-                ("IMAGE ID", if self.no_trunc { 65 } else { 14 }),
+                ("IMAGE ID", if self.show.no_trunc { 65 } else { 14 }),
                 ("CREATED", 18),
                 ("VIRTUAL SIZE", 14),
                 ("TYPE", 10),
             ];
-            call.out
-                .table(&columns, &cells, !self.noheading, self.no_trunc, 0)?;
+            call.out.table(
+                &columns,
+                &cells,
+                !self.show.noheading,
+                self.show.no_trunc,
+                0,
+            )?;
         }
         Ok(ExitCode::SUCCESS)
     }

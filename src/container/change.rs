@@ -223,6 +223,37 @@ pub(super) fn host_file_steps(
     }
 }
 
+/// Note what the unit is doing, and add the steps from the beginning of the outage to the proof of
+/// a plan whose files are staged: every verb but uninstall ends like this.
+pub(super) fn switch_steps(
+    host: &Host<'_>,
+    paths: &Paths,
+    plan: &mut Plan,
+    has_unit: bool,
+    has_tmpfiles: bool,
+) -> Result<()> {
+    if plan.from.is_some() {
+        note_unit(host, plan)?;
+        let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
+        stop_steps(host.config(), paths, plan, &old_tmpfiles);
+    }
+    plan.switch.push(Step::Switch {
+        from: plan.from,
+        to: plan.to,
+    });
+    prove_steps(paths, plan, has_unit, has_tmpfiles);
+    Ok(())
+}
+
+/// Note whether the unit is running and enabled: so it will be afterwards.
+pub(super) fn note_unit(host: &Host<'_>, plan: &mut Plan) -> Result<()> {
+    let unit = plan.name.unit();
+    let manager = host.manager()?;
+    plan.was_active = manager.status(&unit)?.is_active();
+    plan.was_enabled = manager.is_enabled(&unit);
+    Ok(())
+}
+
 /// The steps that begin the outage.
 pub(super) fn stop_steps(host: &Config, paths: &Paths, plan: &mut Plan, old_tmpfiles: &str) {
     if plan.was_active {
@@ -237,7 +268,7 @@ pub(super) fn stop_steps(host: &Config, paths: &Paths, plan: &mut Plan, old_tmpf
 }
 
 /// The steps that make the new state work.
-pub(super) fn prove_steps(paths: &Paths, plan: &mut Plan, has_unit: bool, has_tmpfiles: bool) {
+fn prove_steps(paths: &Paths, plan: &mut Plan, has_unit: bool, has_tmpfiles: bool) {
     let unit = plan.name.unit();
     plan.prove.push(Step::Reload);
     if has_tmpfiles {

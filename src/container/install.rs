@@ -15,7 +15,7 @@ use crate::runtime::spec::{self, RunOptions};
 use crate::safefs::{Files, Root};
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};
-use crate::transaction::{Host, Plan, Step};
+use crate::transaction::{Host, Plan};
 
 /// What to install and how.
 #[derive(Debug, Clone)]
@@ -85,16 +85,13 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     let mut plan = Plan::new("install", name, None, Some(slot));
     change::pin_steps(&store, &mut plan, slot, &image.commit)?;
     change::deploy_steps(&paths, &mut plan, slot, prepared.commit.clone(), &rendered);
-    plan.switch.push(Step::Switch {
-        from: None,
-        to: Some(slot),
-    });
-    change::prove_steps(
+    change::switch_steps(
+        host,
         &paths,
         &mut plan,
         rendered.unit.is_some(),
         rendered.tmpfiles.is_some(),
-    );
+    )?;
     Ok(Outcome::Change(Box::new(Change {
         plan,
         notes: rendered.notes,

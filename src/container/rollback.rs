@@ -4,7 +4,7 @@ use super::change::{self, Change};
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::transaction::{Host, Plan, Step};
+use crate::transaction::{Host, Plan};
 
 /// Compute the return to the previous deployment.
 pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
@@ -34,29 +34,20 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
             paths.unit_copy(&target)
         );
     }
-    let unit = name.unit();
-    let manager = host.manager()?;
     let mut plan = Plan::new("rollback", name, Some(from), Some(to));
-    plan.was_active = manager.status(&unit)?.is_active();
-    plan.was_enabled = manager.is_enabled(&unit);
     change::host_file_steps(
         &paths,
         &mut plan,
         unit_text.as_deref(),
         tmpfiles_text.as_deref(),
     );
-    let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
-    change::stop_steps(config, &paths, &mut plan, &old_tmpfiles);
-    plan.switch.push(Step::Switch {
-        from: Some(from),
-        to: Some(to),
-    });
-    change::prove_steps(
+    change::switch_steps(
+        host,
         &paths,
         &mut plan,
         unit_text.is_some(),
         tmpfiles_text.is_some(),
-    );
+    )?;
     Ok(Change {
         plan,
         notes: vec![format!(

@@ -26,10 +26,8 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     let (lock, from) = change::lock_installed(host, name)?;
     let paths = Paths::new(config, name);
     let unit = name.unit();
-    let manager = host.manager()?;
     let mut plan = Plan::new("uninstall", name, Some(from), None);
-    plan.was_active = manager.status(&unit)?.is_active();
-    plan.was_enabled = manager.is_enabled(&unit);
+    change::note_unit(host, &mut plan)?;
 
     let slots: Vec<Slot> = [Slot::Zero, Slot::One]
         .into_iter()

@@ -9,7 +9,7 @@ use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::Result;
 use crate::runtime::{Runtime, spec};
 use crate::store::Store;
-use crate::transaction::{Host, Plan, Step};
+use crate::transaction::{Host, Plan};
 
 /// What to change.
 #[derive(Debug, Clone)]
@@ -49,8 +49,6 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
         return Ok(Outcome::Nothing("Latest version already installed.".into()));
     }
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
-    let unit = name.unit();
-    let manager = host.manager()?;
     let options = info.options.clone().unwrap_or_default();
     let prepared = Prepared::new(&store, &image, info.remote.as_deref().map(Into::into))?;
     let mut rendered = render::render(
@@ -79,22 +77,15 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
         spec::check_state_directory(config, name.as_str())?;
     }
     let mut plan = Plan::new("update", name, Some(from), Some(to));
-    plan.was_active = manager.status(&unit)?.is_active();
-    plan.was_enabled = manager.is_enabled(&unit);
     change::pin_steps(&store, &mut plan, to, &image.commit)?;
     change::deploy_steps(&paths, &mut plan, to, prepared.commit.clone(), &rendered);
-    let old_tmpfiles = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
-    change::stop_steps(config, &paths, &mut plan, &old_tmpfiles);
-    plan.switch.push(Step::Switch {
-        from: Some(from),
-        to: Some(to),
-    });
-    change::prove_steps(
+    change::switch_steps(
+        host,
         &paths,
         &mut plan,
         rendered.unit.is_some(),
         rendered.tmpfiles.is_some(),
-    );
+    )?;
     Ok(Outcome::Change(Box::new(Change {
         plan,
         notes: rendered.notes,

@@ -7,46 +7,22 @@
 //! archive implies but does not declare, whose metadata come from the layer below) and
 //! `atomic-rs.skipped` (how many device nodes, fifos and names that are not UTF-8 were left out).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read};
 
-use gio::prelude::*;
-use glib::Variant;
+use glib::prelude::*;
 use ostree::Repo;
 
-use super::objects::{
-    Checksum, Commit, DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree,
-};
-use super::tar::{Content, Entry, EntryKind, TarStream};
-use crate::error::{Context as _, Error, Kind, Result};
+use super::layer_tree::{Builder, Built};
+use super::objects::Commit;
+use super::tar::TarStream;
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
 use crate::image::{Descriptor, Digest};
 use crate::selinux::Labels;
 
-/// Files up to this size are written with one call; larger ones are streamed.
-const INLINE_BYTES: u64 = 256 * 1024;
-/// Read and written at once when streaming.
-const STREAM_BYTES: usize = 256 * 1024;
-/// The same limit file systems have for one name.
-const MAX_NAME_BYTES: usize = 255;
-/// Deeper paths serve no image.
-const MAX_DEPTH: usize = 512;
-/// The same limit the kernel has for one path.
-const MAX_LINKS_FOLLOWED: usize = 40;
-/// More entries serve no image.
-const MAX_ENTRIES: u64 = 20_000_000;
-/// What the names of one layer may cost in memory, in bytes: [`NODE_BYTES`] for each component.
-const MAX_NAMES_COST: usize = 2 << 30;
-const NODE_BYTES: usize = 256;
-/// Extended attributes of one entry, in bytes; Linux stops at 64 KiB for each value.
-const MAX_XATTR_BYTES: usize = 128 * 1024;
-/// Implied directories of one layer, in bytes of their paths.
-const MAX_IMPLIED_BYTES: usize = 16 * 1024 * 1024;
 /// zstd's own default limit for a window: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-
-const REGULAR: u32 = 0o100_000;
 
 /// What an imported layer turned out to be.
 #[derive(Debug, Clone)]
@@ -119,14 +95,14 @@ pub fn import(
                 "docker.uncompressed_digest",
                 unpacked.diff_id.to_string().to_variant(),
             ),
-            ("atomic-rs.implied", unpacked.implied.to_variant()),
+            ("atomic-rs.implied", unpacked.built.implied.to_variant()),
             (
                 "atomic-rs.skipped",
-                unpacked.skipped.to_string().to_variant(),
+                unpacked.built.skipped.to_string().to_variant(),
             ),
         ],
-        tree: unpacked.tree,
-        meta: unpacked.meta,
+        tree: unpacked.built.tree,
+        meta: unpacked.built.meta,
         timestamp: super::now(),
     }
     .write(repo)?;
@@ -134,17 +110,14 @@ pub fn import(
         commit,
         diff_id: unpacked.diff_id,
         uncompressed_size: unpacked.size,
-        skipped: unpacked.skipped,
+        skipped: unpacked.built.skipped,
     })
 }
 
 struct Unpacked {
-    tree: Checksum,
-    meta: Checksum,
-    implied: Vec<String>,
+    built: Built,
     diff_id: Digest,
     size: u64,
-    skipped: u64,
 }
 
 fn unpack(
@@ -187,18 +160,7 @@ fn read_archive(
     input: impl Read,
 ) -> Result<Unpacked> {
     let mut stream = TarStream::new(Hashing::new(input.take(max_bytes.saturating_add(1))));
-    let mut builder = Builder {
-        repo,
-        labels,
-        metas: HashMap::new(),
-        root: Dir::default(),
-        skipped: 0,
-        skipped_paths: HashSet::new(),
-        names_cost: 0,
-        logical: 0,
-        max_bytes,
-        buffer: Vec::new(),
-    };
+    let mut builder = Builder::new(repo, labels, max_bytes);
     let read = builder.read(&mut stream);
     // A stream that was cut at the limit looks like one that was damaged.
     if stream.get_ref().bytes() > max_bytes {
@@ -209,477 +171,9 @@ fn read_archive(
     }
     read?;
     let (diff_id, size, _) = stream.into_inner().finish();
-    let mut implied = Vec::new();
-    let (tree, meta) = builder.write()?;
-    builder.root.list_implied("", &mut implied);
-    if implied.iter().map(String::len).sum::<usize>() > MAX_IMPLIED_BYTES {
-        fail!(
-            Kind::Invalid,
-            "the layer has too many directories without an entry of their own"
-        );
-    }
     Ok(Unpacked {
-        tree,
-        meta,
-        implied,
+        built: builder.finish()?,
         diff_id,
         size,
-        skipped: builder.skipped,
     })
-}
-
-/// A directory of the layer under construction.
-#[derive(Default)]
-struct Dir {
-    /// Nothing: implied by an entry below it.
-    meta: Option<DirMeta>,
-    entries: BTreeMap<String, Node>,
-}
-
-enum Node {
-    Dir(Dir),
-    File(Checksum),
-    Symlink(Checksum, String),
-}
-
-impl Dir {
-    fn list_implied(&self, path: &str, out: &mut Vec<String>) {
-        if self.meta.is_none() {
-            out.push(path.to_owned());
-        }
-        for (name, node) in &self.entries {
-            if let Node::Dir(dir) = node {
-                dir.list_implied(&join(path, name), out);
-            }
-        }
-    }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}/{name}")
-    }
-}
-
-struct Builder<'a> {
-    repo: &'a Repo,
-    labels: Option<&'a Labels>,
-    metas: HashMap<DirMeta, Checksum>,
-    root: Dir,
-    skipped: u64,
-    /// Hard links to these are left out as well.
-    skipped_paths: HashSet<Vec<u8>>,
-    names_cost: usize,
-    logical: u64,
-    max_bytes: u64,
-    buffer: Vec<u8>,
-}
-
-impl Builder<'_> {
-    /// Take in the whole archive, to the true end of its stream.
-    fn read<R: Read>(&mut self, stream: &mut TarStream<R>) -> Result<()> {
-        let mut entries = 0u64;
-        while let Some(entry) = stream.next_entry()? {
-            entries += 1;
-            if entries > MAX_ENTRIES {
-                fail!(Kind::Invalid, "more than {MAX_ENTRIES} entries");
-            }
-            self.add(&entry, stream.content()).map_err(|error| {
-                let path = String::from_utf8_lossy(&entry.path).into_owned();
-                error.within(format_args!("entry \"{path}\""))
-            })?;
-        }
-        stream.drain().map(|_| ())
-    }
-
-    fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<()> {
-        let xattr_bytes: usize = entry.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum();
-        if xattr_bytes > MAX_XATTR_BYTES {
-            fail!(
-                Kind::Invalid,
-                "more than {MAX_XATTR_BYTES} bytes of extended attributes"
-            );
-        }
-        let Some(path) = split(&entry.path)? else {
-            self.skip(entry, "its name is not UTF-8");
-            return Ok(());
-        };
-        self.names_cost += entry.path.len() + NODE_BYTES * path.len();
-        if self.names_cost > MAX_NAMES_COST {
-            fail!(Kind::Invalid, "the layer has too many names");
-        }
-        let Some((name, parents)) = path.split_last() else {
-            if entry.kind != EntryKind::Directory {
-                fail!(Kind::Invalid, "the root of an image must be a directory");
-            }
-            self.root.meta = Some(self.dir_meta(entry, ""));
-            return Ok(());
-        };
-        if name == ".wh." {
-            fail!(Kind::Invalid, "a whiteout of nothing");
-        }
-        let parents = self.resolve(parents)?;
-        let full = join(&parents.join("/"), name);
-        let node = match &entry.kind {
-            EntryKind::Special => {
-                self.skip(entry, "device nodes and fifos cannot be stored");
-                return Ok(());
-            }
-            EntryKind::Directory => {
-                let meta = self.dir_meta(entry, &full);
-                let parent = self.open_dir(&parents);
-                match parent.entries.get_mut(name) {
-                    Some(Node::Dir(dir)) => dir.meta = Some(meta),
-                    _ => {
-                        parent.entries.insert(
-                            name.clone(),
-                            Node::Dir(Dir {
-                                meta: Some(meta),
-                                entries: BTreeMap::new(),
-                            }),
-                        );
-                    }
-                }
-                return Ok(());
-            }
-            EntryKind::Symlink(target) => {
-                if target.contains(&0) {
-                    fail!(Kind::Invalid, "a link target with a NUL byte");
-                }
-                let Ok(target) = std::str::from_utf8(target) else {
-                    self.skip(entry, "its target is not UTF-8");
-                    return Ok(());
-                };
-                let xattrs = self.xattrs(entry, &full, 0o120_000);
-                let written = self
-                    .repo
-                    .write_symlink(None, entry.uid, entry.gid, Some(&xattrs), target, NO_CANCEL)
-                    .context(|| "cannot write to the repository".into())?;
-                Node::Symlink(checksum(&written)?, target.to_owned())
-            }
-            EntryKind::HardLink(target) => {
-                if self.skipped_paths.contains(normal(target)) {
-                    self.skip(entry, "what it links to was left out");
-                    return Ok(());
-                }
-                let Some(found) = self.find_link_target(target)? else {
-                    fail!(
-                        Kind::Invalid,
-                        "a hard link to \"{}\", which is not a file in this layer",
-                        String::from_utf8_lossy(target)
-                    );
-                };
-                found
-            }
-            EntryKind::File { size } => Node::File(self.write_file(entry, &full, *size, content)?),
-        };
-        self.open_dir(&parents).entries.insert(name.clone(), node);
-        Ok(())
-    }
-
-    fn skip(&mut self, entry: &Entry, why: &str) {
-        tracing::debug!(path = %String::from_utf8_lossy(&entry.path), why, "left out");
-        self.skipped += 1;
-        self.skipped_paths.insert(normal(&entry.path).to_vec());
-    }
-
-    fn write_file<R: Read>(
-        &mut self,
-        entry: &Entry,
-        path: &str,
-        size: u64,
-        mut content: Content<'_, R>,
-    ) -> Result<Checksum> {
-        // Holes count: a sparse file is stored with its zeros.
-        self.logical = self.logical.saturating_add(size);
-        if self.logical > self.max_bytes {
-            fail!(
-                Kind::Invalid,
-                "the files of the layer have more than {} bytes (max_layer_bytes in the configuration)",
-                self.max_bytes
-            );
-        }
-        let mode = REGULAR | entry.mode;
-        let xattrs = self.xattrs(entry, path, mode);
-        let written = if size <= INLINE_BYTES {
-            self.buffer.clear();
-            content
-                .read_to_end(&mut self.buffer)
-                .kind(Kind::Invalid, || "cannot read the content".into())?;
-            self.repo
-                .write_regfile_inline(
-                    None,
-                    entry.uid,
-                    entry.gid,
-                    mode,
-                    Some(&xattrs),
-                    &self.buffer,
-                    NO_CANCEL,
-                )
-                .context(|| "cannot write to the repository".into())?
-        } else {
-            let writer = self
-                .repo
-                .write_regfile(None, entry.uid, entry.gid, mode, size, Some(&xattrs))
-                .context(|| "cannot write to the repository".into())?;
-            self.buffer.resize(STREAM_BYTES, 0);
-            loop {
-                let n = content
-                    .read(&mut self.buffer)
-                    .kind(Kind::Invalid, || "cannot read the content".into())?;
-                if n == 0 {
-                    break;
-                }
-                match writer.write_all(&self.buffer[..n], NO_CANCEL) {
-                    Ok((_, None)) => {}
-                    Ok((_, Some(error))) | Err(error) => {
-                        fail!(Kind::Failed, "cannot write to the repository: {error}")
-                    }
-                }
-            }
-            writer
-                .finish(NO_CANCEL)
-                .context(|| "cannot write to the repository".into())?
-        };
-        checksum(&written)
-    }
-
-    /// Extended attributes as libostree hashes them: sorted, names with their NUL.
-    fn xattrs(&self, entry: &Entry, path: &str, mode: u32) -> Variant {
-        self.xattr_list(entry, path, mode).to_variant()
-    }
-
-    fn xattr_list(&self, entry: &Entry, path: &str, mode: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let mut list: Vec<(Vec<u8>, Vec<u8>)> = entry
-            .xattrs
-            .iter()
-            .filter(|(name, _)| is_kept_xattr(name))
-            .map(|(name, value)| ([name, &b"\0"[..]].concat(), value.clone()))
-            .collect();
-        if let Some(label) = self.labels.and_then(|labels| labels.look_up(path, mode)) {
-            list.push((b"security.selinux\0".to_vec(), label));
-        }
-        list.sort();
-        list.dedup_by(|a, b| a.0 == b.0);
-        list
-    }
-
-    fn dir_meta(&self, entry: &Entry, path: &str) -> DirMeta {
-        DirMeta {
-            uid: entry.uid,
-            gid: entry.gid,
-            mode: entry.mode,
-            xattrs: self.xattr_list(entry, path, 0o040_000),
-        }
-    }
-
-    /// Where a directory path leads inside this layer: its own symbolic links are followed, with
-    /// the layer's root as `/`, as an extraction in a chroot would.
-    fn resolve(&self, path: &[String]) -> Result<Vec<String>> {
-        let mut todo: Vec<String> = path.iter().rev().cloned().collect();
-        let mut done: Vec<String> = Vec::with_capacity(path.len());
-        // The directories along `done`, as far as there are any.
-        let mut dirs: Vec<Option<&Dir>> = vec![Some(&self.root)];
-        let mut followed = 0;
-        while let Some(name) = todo.pop() {
-            if name == ".." {
-                if done.pop().is_some() {
-                    dirs.pop();
-                }
-                continue;
-            }
-            if name.len() > MAX_NAME_BYTES || todo.len() + done.len() > MAX_DEPTH {
-                fail!(
-                    Kind::Invalid,
-                    "deeper than {MAX_DEPTH} directories, or a name longer than {MAX_NAME_BYTES} bytes"
-                );
-            }
-            let here = dirs.last().copied().flatten();
-            let target = match here.and_then(|dir| dir.entries.get(&name)) {
-                Some(Node::Symlink(_, target)) => target,
-                found => {
-                    dirs.push(match found {
-                        Some(Node::Dir(dir)) => Some(dir),
-                        _ => None,
-                    });
-                    done.push(name);
-                    continue;
-                }
-            };
-            followed += 1;
-            if followed > MAX_LINKS_FOLLOWED {
-                fail!(
-                    Kind::Invalid,
-                    "more than {MAX_LINKS_FOLLOWED} symbolic links on the way"
-                );
-            }
-            if target.starts_with('/') {
-                done.clear();
-                dirs.truncate(1);
-            }
-            let parts = target.split('/').rev();
-            todo.extend(
-                parts
-                    .filter(|part| !matches!(*part, "" | "."))
-                    .map(str::to_owned),
-            );
-        }
-        Ok(done)
-    }
-
-    fn lookup(&self, path: &[String]) -> Option<&Dir> {
-        let mut dir = &self.root;
-        for name in path {
-            match dir.entries.get(name)? {
-                Node::Dir(next) => dir = next,
-                _ => return None,
-            }
-        }
-        Some(dir)
-    }
-
-    /// The directory at a resolved path, made on the way; a file in the way gives way.
-    fn open_dir(&mut self, path: &[String]) -> &mut Dir {
-        let mut dir = &mut self.root;
-        for name in path {
-            let node = dir
-                .entries
-                .entry(name.clone())
-                .or_insert_with(|| Node::Dir(Dir::default()));
-            if !matches!(node, Node::Dir(_)) {
-                *node = Node::Dir(Dir::default());
-            }
-            let Node::Dir(next) = node else {
-                unreachable!("it was just made a directory")
-            };
-            dir = next;
-        }
-        dir
-    }
-
-    fn find_link_target(&self, target: &[u8]) -> Result<Option<Node>> {
-        let Some(path) = split(target)? else {
-            return Ok(None);
-        };
-        let Some((name, parents)) = path.split_last() else {
-            return Ok(None);
-        };
-        let parents = self.resolve(parents)?;
-        Ok(
-            match self.lookup(&parents).and_then(|dir| dir.entries.get(name)) {
-                Some(Node::File(sum)) => Some(Node::File(*sum)),
-                Some(Node::Symlink(sum, target)) => Some(Node::Symlink(*sum, target.clone())),
-                _ => None,
-            },
-        )
-    }
-
-    fn write(&mut self) -> Result<(Checksum, Checksum)> {
-        let root = std::mem::take(&mut self.root);
-        let written = self.write_dir(&root)?;
-        self.root = root;
-        Ok(written)
-    }
-
-    fn write_dir(&mut self, dir: &Dir) -> Result<(Checksum, Checksum)> {
-        let mut tree = DirTree::default();
-        for (name, node) in &dir.entries {
-            match node {
-                Node::File(sum) | Node::Symlink(sum, _) => {
-                    tree.files.insert(name.clone(), *sum);
-                }
-                Node::Dir(below) => {
-                    tree.dirs.insert(name.clone(), self.write_dir(below)?);
-                }
-            }
-        }
-        let meta = dir.meta.clone().unwrap_or_default();
-        let meta = if let Some(sum) = self.metas.get(&meta) {
-            *sum
-        } else {
-            let sum = write_dirmeta(self.repo, &meta)?;
-            self.metas.insert(meta, sum);
-            sum
-        };
-        Ok((write_dirtree(self.repo, &tree)?, meta))
-    }
-}
-
-/// The components of a path in an archive; nothing if a name is not UTF-8.
-fn split(path: &[u8]) -> Result<Option<Vec<String>>> {
-    if path.contains(&0) {
-        fail!(Kind::Invalid, "a path with a NUL byte");
-    }
-    let Ok(path) = std::str::from_utf8(path) else {
-        return Ok(None);
-    };
-    let mut parts = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    "a path with \"..\" could leave the image",
-                ));
-            }
-            part if part.len() > MAX_NAME_BYTES => {
-                fail!(Kind::Invalid, "a name longer than {MAX_NAME_BYTES} bytes")
-            }
-            part => parts.push(part.to_owned()),
-        }
-    }
-    Ok(Some(parts))
-}
-
-/// A path as written, without the dots and slashes that mean nothing at its ends.
-fn normal(path: &[u8]) -> &[u8] {
-    let path = path.strip_prefix(b"./").unwrap_or(path);
-    let start = path.iter().take_while(|byte| **byte == b'/').count();
-    &path[start..]
-}
-
-/// Which extended attributes of an image are kept. Labels come from the host's policy, and
-/// overlayfs must not be told stories by an image that becomes its lower layer.
-fn is_kept_xattr(name: &[u8]) -> bool {
-    if name.contains(&0) {
-        return false;
-    }
-    name == b"security.capability"
-        || name.starts_with(b"system.posix_acl_")
-        || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_split_and_escapes_refused() {
-        assert_eq!(split(b"./a//b/").unwrap().unwrap(), ["a", "b"]);
-        assert_eq!(split(b"/a").unwrap().unwrap(), ["a"]);
-        assert!(split(b"./").unwrap().unwrap().is_empty());
-        assert!(split(b"a/../b").is_err());
-        assert!(split(b"..").is_err());
-        assert!(split(b"a\0b").is_err());
-        assert!(split(&[b'a'; 256]).is_err());
-        assert_eq!(split(b"\xff").unwrap(), None);
-    }
-
-    #[test]
-    fn only_harmless_attributes_are_kept() {
-        for (name, kept) in [
-            ("user.mime", true),
-            ("security.capability", true),
-            ("system.posix_acl_access", true),
-            ("security.selinux", false),
-            ("trusted.overlay.opaque", false),
-            ("user.overlay.opaque", false),
-            ("security.ima", false),
-        ] {
-            assert_eq!(is_kept_xattr(name.as_bytes()), kept, "{name}");
-        }
-    }
 }

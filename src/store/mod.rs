@@ -13,6 +13,7 @@
 
 pub mod images;
 pub mod layer;
+mod layer_tree;
 pub mod objects;
 pub mod tar;
 pub mod tree;
