@@ -51,6 +51,10 @@ impl Update {
         })?;
         let host = Host::new(call.config);
         host.manager()?;
+        if self.change.is_dry() {
+            call.out
+                .note("the registry is not asked: this compares with what the store has");
+        }
         let pulls = (pulls || self.pull) && !self.no_pull && !self.change.is_dry();
         let store = Store::open(call.config)?;
         let image = match &rebase {

@@ -4,7 +4,7 @@
 //! deployment takes the writes, so that they never reach the store. Sources: OCI runtime
 //! specification 1.0.2 `config.md`, OCI image specification 1.1 `conversion.md`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -165,7 +165,8 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
             mounts.push(bind(file, file, &["bind", "rprivate", "ro"]));
         }
     }
-    directories.dedup_by(|a, b| a.path == b.path);
+    let mut seen = BTreeSet::new();
+    directories.retain(|directory| seen.insert(directory.path.clone()));
     let values = json!({
         "terminal": false,
         "user": user,
