@@ -579,6 +579,8 @@ fn an_administrators_disable_and_drop_ins_stay() {
         output.err()
     );
     assert!(host.exists("/etc/systemd/system/web.service.d/mine.conf"));
+    // And they are no unit that would stand in the way of the next installation.
+    host.atomic_ok(&format!("install --name web {}", registry.name("web")));
 }
 
 #[test]

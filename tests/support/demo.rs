@@ -61,8 +61,9 @@ fn exported(registry: &Registry, host: &Host) {
 
 fn show(host: &Host, words: &str) {
     println!("\n$ {words}");
-    let output = host.run(words);
-    print!("{}{}", output.out(), output.err());
+    // Both streams as a terminal would show them.
+    let output = host.sh(&format!("{words} 2>&1"));
+    print!("{}", output.out());
     assert!(output.status.success(), "{words}: {}", output.status);
 }
 
