@@ -409,3 +409,14 @@ fn a_pull_of_one_huge_file_needs_little_memory() {
     println!("peak memory {} MB", peak / 1024);
     assert!(peak < 100 * 1024, "{peak} KB");
 }
+
+#[test]
+fn a_repository_that_was_half_made_is_completed() {
+    let store = Store::new();
+    // As a kill while it was created leaves it: a configuration and nothing to hold objects.
+    let repo = store.scratch.join("c/.storage/ostree");
+    std::fs::create_dir_all(&repo).unwrap();
+    std::fs::write(repo.join("config"), "[core]\nrepo_version=1\nmode=bare\n").unwrap();
+    assert_eq!(store.atomic(&["images", "list"]).code(), 0);
+    store.deploy(Image::new().layer(Layer::new().file("f", 0o644, "x")));
+}

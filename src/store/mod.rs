@@ -78,7 +78,7 @@ impl Store {
             return Ok(None);
         }
         let path = repository_path(config);
-        if !path.join("config").exists() {
+        if !is_repository(&path) {
             return Ok(None);
         }
         Self::open(config).map(Some)
@@ -96,13 +96,20 @@ impl Store {
         )?;
         let path = repository_path(config);
         check_same_file_system(&path, &config.checkouts)?;
-        let repo = Repo::new_for_path(&path);
-        if path.join("config").exists() {
-            repo.open(NO_CANCEL)
-                .context(|| format!("cannot open the repository {path}"))?;
-        } else {
-            create(&repo, &path, config.is_system)?;
+        if !is_repository(&path) {
+            let creating = config.checkouts.join(".locks/.repository");
+            let _lock = Lock::take(
+                creating.as_std_path(),
+                safefs::Mode::Exclusive,
+                "the new repository",
+            )?;
+            if !is_repository(&path) {
+                create(&path, config.is_system)?;
+            }
         }
+        let repo = Repo::new_for_path(&path);
+        repo.open(NO_CANCEL)
+            .context(|| format!("cannot open the repository {path}"))?;
         let (wanted, name) = mode_for(config.is_system);
         if repo.mode() != wanted {
             fail!(
@@ -337,20 +344,40 @@ fn mode_for(is_system: bool) -> (RepoMode, &'static str) {
     }
 }
 
-fn create(repo: &Repo, path: &Utf8Path, is_system: bool) -> Result<()> {
+/// libostree makes `objects` last, so what lacks it is half made.
+fn is_repository(path: &Utf8Path) -> bool {
+    path.join("objects").is_dir()
+}
+
+/// Create a repository, whole or not at all: made aside and renamed. Where the directory is there
+/// already, libostree completes it.
+fn create(path: &Utf8Path, is_system: bool) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).context(|| format!("cannot create {parent}"))?;
     }
+    let staged = if path.exists() {
+        path.to_owned()
+    } else {
+        let aside = path.with_file_name(format!(".{}.new", path.file_name().unwrap_or("repo")));
+        safefs::remove_tree(aside.as_std_path())?;
+        aside
+    };
+    let failed = || format!("cannot create the repository {path}");
+    let repo = Repo::new_for_path(&staged);
     repo.create(mode_for(is_system).0, NO_CANCEL)
-        .context(|| format!("cannot create the repository {path}"))?;
+        .context(failed)?;
     // Set-uid files of every image lie below.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-        .context(|| format!("cannot close {path} to other users"))?;
+    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o700))
+        .context(|| format!("cannot close {staged} to other users"))?;
     let keys = repo.copy_config();
     // Another command's long pull is no reason to fail.
     keys.set_string("core", "lock-timeout-secs", "-1");
-    repo.write_config(&keys)
-        .context(|| format!("cannot configure the repository {path}"))
+    repo.write_config(&keys).context(failed)?;
+    if staged != path {
+        safefs::sync_file_system(staged.as_std_path())?;
+        safefs::rename(staged.as_std_path(), path.as_std_path())?;
+    }
+    Ok(())
 }
 
 /// Hard links need one file system; where only bind mounts tell, the link itself does.
