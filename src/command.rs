@@ -101,6 +101,12 @@ impl Child {
         })
     }
 
+    /// The bare command, for a library that starts it itself.
+    pub fn into_command(self) -> Command {
+        tracing::debug!(command = %self.line, "run");
+        self.command
+    }
+
     fn command_input(&self) -> Result<Stdio> {
         if self.input.is_empty() {
             return Ok(Stdio::null());

@@ -10,7 +10,8 @@ use crate::deployment::{ContainerName, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::runtime::Runtime;
-use crate::runtime::spec::{self, RunOptions, Writable};
+use crate::runtime::mounts;
+use crate::runtime::spec::{RunOptions, Writable};
 use crate::store::Store;
 use crate::transaction::Host;
 
@@ -187,7 +188,7 @@ impl RunArgs {
             volumes: self
                 .volume
                 .iter()
-                .map(|text| spec::parse_volume(text))
+                .map(|text| mounts::parse_volume(text))
                 .collect::<Result<_>>()?,
             entrypoint,
             command: command.to_vec(),

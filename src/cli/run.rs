@@ -2,10 +2,8 @@ use std::process::ExitCode;
 
 use super::{Call, ONLY_ROOT, require_root};
 use crate::deployment::{ContainerName, Paths};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::{fail, systemd};
-
-const FAILURE_LINES: u32 = 10;
 
 /// Start a container's service
 #[derive(Debug, clap::Args)]
@@ -27,15 +25,9 @@ impl Run {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name = installed(call, &self.name)?;
         let unit = name.unit();
-        systemd::Manager::system()?.start(&unit).map_err(|error| {
-            match systemd::journal_tail(&unit, FAILURE_LINES) {
-                tail if tail.is_empty() => error,
-                tail => Error::new(
-                    error.kind(),
-                    format!("{error}\nlast lines of {unit}:\n{tail}"),
-                ),
-            }
-        })?;
+        systemd::Manager::system()?
+            .start(&unit)
+            .map_err(|error| systemd::with_journal(error, &unit))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::deployment::{ContainerName, Paths, Slot, installed};
 use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
+use crate::store::images::StoredImage;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
 use crate::systemd::tmpfiles;
 use crate::transaction::{self, Applied, DeployFile, Host, Plan, Step};
@@ -126,9 +127,36 @@ pub(super) fn pin(name: &ContainerName, slot: Slot) -> String {
     )
 }
 
+/// The rest of a change whose deployment is rendered: install and update end alike.
+pub(super) fn deploy(
+    host: &Host<'_>,
+    store: &Store,
+    lock: Lock,
+    mut plan: Plan,
+    slot: Slot,
+    (image, commit): (&StoredImage, Option<String>),
+    rendered: Rendered,
+) -> Result<Outcome> {
+    let paths = Paths::new(host.config(), &plan.name);
+    pin_steps(store, &mut plan, slot, &image.commit)?;
+    deploy_steps(&paths, &mut plan, slot, commit, &rendered);
+    switch_steps(
+        host,
+        &paths,
+        &mut plan,
+        rendered.unit.is_some(),
+        rendered.tmpfiles.is_some(),
+    )?;
+    Ok(Outcome::Change(Box::new(Change {
+        plan,
+        notes: rendered.notes,
+        _lock: lock,
+    })))
+}
+
 /// The steps that keep what a new deployment needs: a temporary ref while it is under way, so that
 /// the slot's own still protects the deployment to return to, and the slot's when all is well.
-pub(super) fn pin_steps(store: &Store, plan: &mut Plan, slot: Slot, commit: &str) -> Result<()> {
+fn pin_steps(store: &Store, plan: &mut Plan, slot: Slot, commit: &str) -> Result<()> {
     let own = pin(&plan.name, slot);
     let next = format!("{own}.next");
     let commit = Some(commit.to_owned());
@@ -151,7 +179,7 @@ pub(super) fn pin_steps(store: &Store, plan: &mut Plan, slot: Slot, commit: &str
 }
 
 /// The steps that bring a rendered deployment to `slot`, up to and including the switch.
-pub(super) fn deploy_steps(
+fn deploy_steps(
     paths: &Paths,
     plan: &mut Plan,
     slot: Slot,

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::change::{self, Change, Outcome};
+use super::change::{self, Outcome};
 use super::render::{self, Source, Wishes};
 use crate::deployment::{self, ContainerName, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::Reference;
 use crate::runtime::Runtime;
-use crate::runtime::spec::{self, RunOptions};
+use crate::runtime::mounts;
+use crate::runtime::spec::RunOptions;
 use crate::safefs::{Files, Root};
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};
@@ -80,23 +81,18 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         },
     )?;
     if !rendered.info.persistent.is_empty() {
-        spec::check_state_directory(config, name.as_str())?;
+        mounts::check_state_directory(config, name.as_str())?;
     }
-    let mut plan = Plan::new("install", name, None, Some(slot));
-    change::pin_steps(&store, &mut plan, slot, &image.commit)?;
-    change::deploy_steps(&paths, &mut plan, slot, prepared.commit.clone(), &rendered);
-    change::switch_steps(
+    let plan = Plan::new("install", name, None, Some(slot));
+    change::deploy(
         host,
-        &paths,
-        &mut plan,
-        rendered.unit.is_some(),
-        rendered.tmpfiles.is_some(),
-    )?;
-    Ok(Outcome::Change(Box::new(Change {
+        &store,
+        lock,
         plan,
-        notes: rendered.notes,
-        _lock: lock,
-    })))
+        slot,
+        (&image, prepared.commit.clone()),
+        rendered,
+    )
 }
 
 /// An image with its files open for reading.
@@ -165,6 +161,6 @@ pub fn remote_rootfs(directory: &Utf8Path) -> Result<Utf8PathBuf> {
             "--remote was specified but the given location does not contain a rootfs"
         )
     };
-    crate::runtime::spec::check_container_path(found.as_str())?;
+    crate::runtime::mounts::check_container_path(found.as_str())?;
     Ok(found)
 }

@@ -12,7 +12,8 @@ use crate::deployment::{ContainerName, Info, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::ImageConfig;
-use crate::runtime::spec::{self, Directory, Generated, Input, RunOptions};
+use crate::runtime::mounts::{self, Directory};
+use crate::runtime::spec::{self, Generated, Input, RunOptions};
 use crate::runtime::{Runtime, capabilities};
 use crate::safefs::Files;
 use crate::store::now;
@@ -315,7 +316,7 @@ fn missing_bind_sources(config: &Value, made: &[Utf8PathBuf]) -> Vec<Directory> 
                 .flatten()
                 .any(|option| option == "bind" || option == "rbind");
         if is_bind
-            && spec::check_container_path(source).is_ok()
+            && mounts::check_container_path(source).is_ok()
             && (!Utf8Path::new(source).exists() || made.iter().any(|path| path == source))
             && !out.iter().any(|directory| directory.path == source)
         {

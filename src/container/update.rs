@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::change::{self, Change, Outcome};
+use super::change::{self, Outcome};
 use super::install::Prepared;
 use super::render::{self, Wishes};
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::Result;
-use crate::runtime::{Runtime, spec};
+use crate::runtime::{Runtime, mounts};
 use crate::store::Store;
 use crate::transaction::{Host, Plan};
 
@@ -74,21 +74,16 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
     new.rpm_installed.clone_from(&info.rpm_installed);
     new.other.clone_from(&info.other);
     if info.persistent.is_empty() && !new.persistent.is_empty() {
-        spec::check_state_directory(config, name.as_str())?;
+        mounts::check_state_directory(config, name.as_str())?;
     }
-    let mut plan = Plan::new("update", name, Some(from), Some(to));
-    change::pin_steps(&store, &mut plan, to, &image.commit)?;
-    change::deploy_steps(&paths, &mut plan, to, prepared.commit.clone(), &rendered);
-    change::switch_steps(
+    let plan = Plan::new("update", name, Some(from), Some(to));
+    change::deploy(
         host,
-        &paths,
-        &mut plan,
-        rendered.unit.is_some(),
-        rendered.tmpfiles.is_some(),
-    )?;
-    Ok(Outcome::Change(Box::new(Change {
+        &store,
+        lock,
         plan,
-        notes: rendered.notes,
-        _lock: lock,
-    })))
+        to,
+        (&image, prepared.commit.clone()),
+        rendered,
+    )
 }

@@ -1,6 +1,7 @@
 //! OCI runtimes: which one, and the `config.json` it is given.
 
 pub mod capabilities;
+pub mod mounts;
 mod passwd;
 mod seccomp;
 pub mod spec;

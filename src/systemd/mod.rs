@@ -8,6 +8,7 @@ pub mod tmpfiles;
 pub use manager::{Manager, UnitStatus};
 
 use crate::command::Child;
+use crate::error::Error;
 
 /// Make systemd read its units again where D-Bus is not up yet. That it fails where systemd is not
 /// up either is no harm: it will read them then.
@@ -17,8 +18,22 @@ pub fn reload_without_bus() {
     }
 }
 
-/// The last `lines` lines a unit wrote to the journal, for error messages; empty where there is
-/// no journal.
+/// How many lines of a failed unit's journal an error shows.
+const FAILURE_LINES: u32 = 10;
+
+/// The same error with the last lines of the unit's journal, which say more.
+#[must_use]
+pub fn with_journal(error: Error, unit: &str) -> Error {
+    match journal_tail(unit, FAILURE_LINES) {
+        tail if tail.is_empty() => error,
+        tail => Error::new(
+            error.kind(),
+            format!("{error}\nlast lines of {unit}:\n{tail}"),
+        ),
+    }
+}
+
+/// The last `lines` lines a unit wrote to the journal; empty where there is no journal.
 pub fn journal_tail(unit: &str, lines: u32) -> String {
     Child::new("journalctl")
         .args(["--quiet", "--no-pager", "--output=cat", "--unit", unit])

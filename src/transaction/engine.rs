@@ -11,9 +11,6 @@ use crate::error::{Error, Kind, Result};
 use crate::safefs;
 use crate::systemd;
 
-/// How many lines of a failed unit's journal an error shows.
-const FAILURE_LINES: u32 = 10;
-
 /// What became of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
@@ -229,14 +226,7 @@ fn with_unit_log(error: Error, journal: &Journal) -> Error {
     if error.kind() != Kind::Systemd || journal.phase != Phase::Prove {
         return error;
     }
-    let unit = journal.plan.name.unit();
-    match systemd::journal_tail(&unit, FAILURE_LINES) {
-        tail if tail.is_empty() => error,
-        tail => Error::new(
-            error.kind(),
-            format!("{error}\nlast lines of {unit}:\n{tail}"),
-        ),
-    }
+    systemd::with_journal(error, &journal.plan.name.unit())
 }
 
 fn said(error: Error, plan: &Plan) -> Error {

@@ -10,7 +10,6 @@ mod wire;
 use std::io::Read;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::process::Command;
 use std::task::Poll;
 
 use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
@@ -19,9 +18,9 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::command::Child;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
 use crate::image::{Descriptor, Digest, Manifest, Reference, Transport};
 use crate::interrupt::Interrupt;
-use crate::{fail, safefs};
 use wire::Wire;
 
 pub use policy::enforce as enforce_policy;
@@ -170,12 +169,10 @@ impl Source {
         };
         let auth = Auth::new(access, reference)?;
         let wire = Wire::new(interrupt)?;
-        let mut command = Command::new(skopeo);
-        safefs::die_with_parent(&mut command);
         let mut config = ImageProxyConfig::default();
         config.authfile = auth.path();
         config.insecure_skip_tls_verification = tls_verify.map(|verify| !verify);
-        config.skopeo_cmd = Some(command);
+        config.skopeo_cmd = Some(Child::new(skopeo).into_command());
         let opened = wire.wait(async {
             let proxy = ImageProxy::new_with_config(config).await?;
             let image = proxy.open_image(&reference.to_skopeo()).await?;
