@@ -1,15 +1,21 @@
 //! Child processes: one way to start them, log them and report how they failed.
 
 use std::ffi::OsStr;
-use std::io::{Seek as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::{fail, safefs};
 
 /// How much of a failed child's stderr goes into the error.
 const STDERR_TAIL_BYTES: usize = 2048;
+
+/// How much of what a command with a time limit printed is read.
+const MAX_OUTPUT_BYTES: u64 = 64 * 1024;
+/// Between asking a child to end and killing it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A child process to be: it dies with us, reads nothing, and its stderr is kept for the error.
 #[derive(Debug)]
@@ -98,6 +104,65 @@ impl Child {
             stderr: String::from_utf8_lossy(&output.stderr[tail..])
                 .trim()
                 .to_owned(),
+        })
+    }
+
+    /// Run it for at most `limit`; then it is asked to end, and killed a second later. What it
+    /// printed is in `stdout`, stdout and stderr in the order they came.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] if it took longer.
+    pub fn output_within(mut self, limit: Duration) -> Result<Finished> {
+        tracing::debug!(command = %self.line, "run");
+        let failed = |line: &str| format!("cannot run \"{line}\"");
+        let mut output = tempfile::tempfile().context(|| failed(&self.line))?;
+        let sink = || output.try_clone().map(Stdio::from);
+        let (stdout, stderr) = sink()
+            .and_then(|first| Ok((first, sink()?)))
+            .context(|| failed(&self.line))?;
+        let mut child = self
+            .command
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .context(|| failed(&self.line))?;
+        let begun = Instant::now();
+        let mut asked: Option<Instant> = None;
+        let status = loop {
+            if let Some(status) = child.try_wait().context(|| failed(&self.line))? {
+                break status;
+            }
+            match asked {
+                None if begun.elapsed() > limit => {
+                    asked = Some(Instant::now());
+                    let pid = rustix::process::Pid::from_child(&child);
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                }
+                Some(since) if since.elapsed() > GRACE => {
+                    // Gone already is as good.
+                    let _ = child.kill();
+                }
+                _ => {}
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        if asked.is_some() {
+            fail!(
+                Kind::Failed,
+                "\"{}\" took longer than {:.0} seconds",
+                self.line,
+                limit.as_secs_f32()
+            );
+        }
+        let mut stdout = Vec::new();
+        output
+            .rewind()
+            .and_then(|()| output.take(MAX_OUTPUT_BYTES).read_to_end(&mut stdout))
+            .context(|| failed(&self.line))?;
+        Ok(Finished {
+            status,
+            stdout,
+            stderr: String::new(),
         })
     }
 

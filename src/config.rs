@@ -41,6 +41,12 @@ pub struct Config {
     pub templates: Utf8PathBuf,
     /// Seconds between the stop signal and SIGKILL, unless the image or the call says otherwise.
     pub stop_timeout: u32,
+    /// Seconds a new version must stay healthy to count, unless the call says otherwise.
+    pub watch: u32,
+    /// Whether `auto-update` cares for containers of which nobody said anything.
+    pub auto_update: bool,
+    /// When unattended updates may happen; nothing: always. See [`crate::container::Window`].
+    pub update_window: Option<String>,
     /// Most bytes one layer may unpack to.
     pub max_layer_bytes: u64,
     /// True for root: the system's store, whose files keep their owners.
@@ -56,12 +62,16 @@ struct File {
     checkout_path: Option<Utf8PathBuf>,
     runtime: Option<String>,
     stop_timeout: Option<u32>,
+    watch: Option<u32>,
+    auto_update: Option<bool>,
+    update_window: Option<String>,
     max_layer_bytes: Option<u64>,
 }
 
 const CONFIG_FILE: &str = "/etc/atomic-rs.toml";
 const DEFAULT_CHECKOUTS: &str = "/var/lib/containers/atomic";
 const DEFAULT_STOP_TIMEOUT: u32 = 10;
+const DEFAULT_WATCH: u32 = 15;
 const DEFAULT_MAX_LAYER_BYTES: u64 = 64 << 30;
 
 impl Config {
@@ -107,6 +117,9 @@ impl Config {
             interrupt,
             templates: "/etc/atomic-rs/templates".into(),
             stop_timeout: file.stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT),
+            watch: file.watch.unwrap_or(DEFAULT_WATCH),
+            auto_update: file.auto_update.unwrap_or(false),
+            update_window: file.update_window,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
         })
     }

@@ -551,7 +551,7 @@ fn an_update_whose_unit_fails_to_start_leaves_the_old_version_running() {
     assert!(!host.exists(&format!("{C}/web.1")));
     // The same with a stopped service: it stays stopped, and at the old version.
     host.ok("systemctl stop web");
-    host.atomic_ok("update web");
+    host.atomic_ok("update web --force");
     assert_eq!(host.run("systemctl is-active web").out(), "inactive\n");
     assert_eq!(host.run("systemctl start web").code(), 1);
     host.atomic_ok("rollback web");

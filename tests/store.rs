@@ -420,3 +420,60 @@ fn a_repository_that_was_half_made_is_completed() {
     assert_eq!(store.atomic(&["images", "list"]).code(), 0);
     store.deploy(Image::new().layer(Layer::new().file("f", 0o644, "x")));
 }
+
+/// libostree moves what it writes into place in no order: a kill must not leave a commit without
+/// its tree, neither while an image comes in nor while one goes.
+#[test]
+fn kills_during_pulls_and_prunes_leave_no_commit_without_its_tree() {
+    let store = Store::new();
+    let image = |n: u32| {
+        let mut layer = Layer::new().busybox();
+        for index in 0..60 {
+            layer = layer.dir(&format!("d{n}-{index}"), 0o755).file(
+                &format!("d{n}-{index}/f"),
+                0o644,
+                format!("{n} {index}"),
+            );
+        }
+        Image::new().layer(layer)
+    };
+    let fsck = |at: &str| {
+        let output = Command::new("ostree")
+            .args(["fsck", "--quiet", &store.repo()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{at}: {}", output.err());
+    };
+    let layout = store.scratch.join("layout");
+    let kill = |words: &[&str], after: u64| {
+        let mut child = Command::new(program())
+            .args(words)
+            .env("ATOMIC_OSTREE_CHECKOUT_PATH", store.scratch.join("c"))
+            .env("ATOMIC_RS_CONFIG", "/no/such/file")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(after));
+        let _ = child.kill();
+        child.wait().unwrap();
+    };
+    let source = format!("oci:{}", layout.display());
+    image(0).write(&layout);
+    let begun = std::time::Instant::now();
+    assert!(store.pull(&layout).status.success());
+    let span = u64::try_from(begun.elapsed().as_micros()).unwrap();
+    for n in 1..=40 {
+        let _ = std::fs::remove_dir_all(&layout);
+        image(n).write(&layout);
+        // The end of a pull is where everything becomes visible.
+        kill(&["pull", &source], span / 2 + span * u64::from(n) / 60);
+        fsck(&format!("pull {n}"));
+        if n % 4 == 0 {
+            kill(&["images", "prune"], span * u64::from(n) / 400);
+            fsck(&format!("prune {n}"));
+        }
+    }
+    assert!(store.pull(&layout).status.success());
+    fsck("the end");
+}

@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::Call;
 use super::output::PullProgress;
-use crate::container::Change;
-use crate::error::{Kind, Result};
+use crate::container::effects::Effects;
+use crate::container::{Change, Outcome};
+use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::{Reference, Transport};
 use crate::pull::{self, Pulled};
@@ -41,7 +42,8 @@ pub struct SourceArgs {
 }
 
 impl SourceArgs {
-    fn access(&self) -> Access {
+    /// How to reach the source.
+    pub fn access(&self) -> Access {
         Access {
             credentials: self.creds.clone(),
             authfile: self.authfile.clone(),
@@ -131,6 +133,19 @@ impl SetArgs {
     }
 }
 
+/// How a new version proves itself; kept from now on.
+#[derive(Debug, Clone, Default, Args)]
+pub struct WatchArgs {
+    /// How long a new version must start and stay healthy to count; 0 for as long as its start takes
+    /// [default: 15, or what the configuration says]
+    #[arg(long, value_name = "SECONDS")]
+    pub watch: Option<u32>,
+    /// A shell command, run inside the container, that tells whether it works, in place of the
+    /// image's health check; "none" for no check
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+}
+
 /// How a list is shown.
 #[allow(clippy::struct_excessive_bools)] // one flag each
 #[derive(Debug, Clone, Default, Args)]
@@ -170,6 +185,11 @@ impl ChangeArgs {
         self.dry_run || self.display
     }
 
+    /// True if JSON is wanted.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Show a computed change, or apply it.
     pub fn show_or_apply(
         &self,
@@ -181,29 +201,63 @@ impl ChangeArgs {
             call.out.note(note);
         }
         if self.is_dry() {
-            return self.show(call, &change.plan);
+            return self.show(call, Some(&change.plan), &change.effects);
         }
-        for step in &change.plan.stage {
-            if let Step::Deploy {
-                slot,
-                commit: Some(_),
-                ..
-            } = step
-            {
-                let paths = crate::deployment::Paths::new(call.config, &change.plan.name);
-                call.out
-                    .line(format!("Extracting to {}", paths.slot(*slot)))?;
+        if !self.json {
+            for step in &change.plan.stage {
+                if let Step::Deploy {
+                    slot,
+                    commit: Some(_),
+                    ..
+                } = step
+                {
+                    let paths = crate::deployment::Paths::new(call.config, &change.plan.name);
+                    call.out
+                        .line(format!("Extracting to {}", paths.slot(*slot)))?;
+                }
             }
         }
-        change.apply(host)?;
+        if let Some(Step::Watch { unit, seconds, .. }) = change
+            .plan
+            .prove
+            .iter()
+            .find(|step| matches!(step, Step::Watch { .. }))
+        {
+            call.out.note(format!(
+                "{unit} is watched for {seconds} seconds; what was before returns if it fails"
+            ));
+        }
+        let report = change.apply(host)?;
+        let outage_ms = report.outage.map(|outage| outage.as_millis());
         if self.json {
-            call.out.json(&as_json(&change.plan))?;
+            let mut shown = as_json(Some(&change.plan), &change.effects);
+            shown["result"] = json!({"outage_ms": outage_ms});
+            call.out.json(&shown)?;
         } else {
             for step in &change.plan.prove {
                 call.out.line(step.to_string())?;
             }
+            if let Some(outage) = report.outage {
+                call.out
+                    .line(format!("outage: {:.2} seconds", outage.as_secs_f64()))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Show what a computed outcome is, or apply it.
+    pub fn finish(
+        &self,
+        call: &mut Call<'_>,
+        host: &Host<'_>,
+        outcome: &Outcome,
+    ) -> Result<ExitCode> {
+        match outcome {
+            Outcome::Nothing(why) => self.nothing(call, why),
+            Outcome::Skipped(why) => Err(Error::new(Kind::Failed, why.as_str())),
+            Outcome::Preview(preview) => self.show(call, preview.plan.as_ref(), &preview.effects),
+            Outcome::Change(change) => self.show_or_apply(call, host, change),
+        }
     }
 
     /// Say that there is nothing to do.
@@ -217,31 +271,27 @@ impl ChangeArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Say that an image would have to be pulled before more can be told.
-    pub fn would_pull(&self, call: &mut Call<'_>, reference: &Reference) -> Result<ExitCode> {
+    fn show(
+        &self,
+        call: &mut Call<'_>,
+        plan: Option<&Plan>,
+        effects: &Effects,
+    ) -> Result<ExitCode> {
         if self.json {
-            call.out
-                .json(&json!({"version": 1, "changes": true, "pull": reference.to_string()}))?;
+            call.out.json(&as_json(plan, effects))?;
         } else {
-            call.out.line(format!(
-                "pull {reference}, which is not in the store; more can be told after \"atomic-rs pull {reference}\""
-            ))?;
-        }
-        Ok(self.exit_code())
-    }
-
-    fn show(&self, call: &mut Call<'_>, plan: &Plan) -> Result<ExitCode> {
-        if self.json {
-            call.out.json(&as_json(plan))?;
-        } else {
-            for step in plan.steps() {
+            for line in effects.lines() {
+                call.out.line(line)?;
+            }
+            for step in plan.into_iter().flat_map(Plan::steps) {
                 call.out.line(step.to_string())?;
             }
         }
         Ok(self.exit_code())
     }
 
-    fn exit_code(&self) -> ExitCode {
+    /// The exit code of a dry run that found something to do.
+    pub fn exit_code(&self) -> ExitCode {
         if self.dry_run {
             ExitCode::from(WOULD_CHANGE)
         } else {
@@ -251,23 +301,24 @@ impl ChangeArgs {
 }
 
 /// A plan without its texts: they hold `--set` values.
-fn as_json(plan: &Plan) -> serde_json::Value {
+fn as_json(plan: Option<&Plan>, effects: &Effects) -> serde_json::Value {
     let texts = |steps: &[Step]| steps.iter().map(ToString::to_string).collect::<Vec<_>>();
-    json!({
-        "version": 1,
-        "changes": true,
-        "verb": plan.verb,
-        "name": plan.name,
-        "from": plan.from,
-        "to": plan.to,
-        "was_active": plan.was_active,
-        "was_enabled": plan.was_enabled,
-        "steps": {
+    let mut shown = json!({"version": 1, "changes": true});
+    if let Some(plan) = plan {
+        shown["verb"] = json!(plan.verb);
+        shown["name"] = json!(plan.name);
+        shown["from"] = json!(plan.from);
+        shown["to"] = json!(plan.to);
+        shown["was_active"] = json!(plan.was_active);
+        shown["was_enabled"] = json!(plan.was_enabled);
+        shown["steps"] = json!({
             "stage": texts(&plan.stage),
             "stop": texts(&plan.stop),
             "switch": texts(&plan.switch),
             "prove": texts(&plan.prove),
             "close": texts(&plan.close),
-        },
-    })
+        });
+    }
+    shown["effects"] = json!(effects);
+    shown
 }

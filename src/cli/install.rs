@@ -3,12 +3,13 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 use clap::ValueEnum;
 
-use super::args::{ChangeArgs, SetArgs, SourceArgs};
+use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
 use super::{Call, require_root};
 use crate::container::{self, Outcome, remote_rootfs};
 use crate::deployment::{ContainerName, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
+use crate::pull::Remote;
 use crate::runtime::Runtime;
 use crate::runtime::mounts;
 use crate::runtime::spec::{RunOptions, Writable};
@@ -44,6 +45,12 @@ pub struct Install {
     /// OCI runtime [default: runc, or crun where there is no runc]
     #[arg(long, value_name = "PATH")]
     runtime: Option<String>,
+    /// Whether "auto-update" keeps it current [default: what the image's label atomic.auto-update
+    /// or the configuration says]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    auto_update: Option<bool>,
+    #[command(flatten)]
+    watch: WatchArgs,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -108,6 +115,8 @@ impl Install {
         let values = self.set.values()?;
         let mut options = self.run.options(command)?;
         options.user.clone_from(&self.user);
+        options.health_cmd.clone_from(&self.watch.health_cmd);
+        options.watch = self.watch.watch;
         let reference = self.source.reference(image)?;
         let remote = self.rootfs.as_deref().map(remote_rootfs).transpose()?;
         let name: ContainerName = match &self.name {
@@ -133,10 +142,13 @@ impl Install {
                 Some(name) => store.image(&name.to_string())?,
                 None => None,
             };
-            match known {
-                Some(image) => image.name,
-                None => return self.change.would_pull(call, &reference),
-            }
+            let Some(image) = known else {
+                let remote = Remote::open(call.config, &reference, &self.source.access())?;
+                let preview = container::preview_fetch(&store, &remote)?;
+                let outcome = Outcome::Preview(Box::new(preview));
+                return self.change.finish(call, &host, &outcome);
+            };
+            image.name
         } else {
             self.source.ensure(call, &store, &reference)?
         };
@@ -148,12 +160,11 @@ impl Install {
             values,
             options,
             runtime: self.runtime.clone(),
+            auto_update: self.auto_update,
             remote,
         };
-        match container::install(&host, &request)? {
-            Outcome::Nothing(why) => self.change.nothing(call, &why),
-            Outcome::Change(change) => self.change.show_or_apply(call, &host, &change),
-        }
+        let outcome = container::install(&host, &request)?;
+        self.change.finish(call, &host, &outcome)
     }
 }
 
@@ -201,6 +212,8 @@ impl RunArgs {
                 (false, WritableArg::Ephemeral) => Writable::Ephemeral,
                 (false, WritableArg::Persist) => Writable::Persist,
             },
+            health_cmd: None,
+            watch: None,
         })
     }
 }

@@ -64,7 +64,8 @@ Files:
   /etc/systemd/system           units
   /etc/tmpfiles.d               directories of containers
   /var/lib/NAME                 volumes and persistent writes of a container
-  /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, max_layer_bytes
+  /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, watch, auto_update, update_window,
+                                max_layer_bytes
   /etc/atomic-rs/templates      service.tera, config.json.tera, tmpfiles.tera in place of the built-in ones
 
 Environment:
@@ -82,7 +83,11 @@ enum Verb {
     Pull(pull::Pull),
     Install(Box<install::Install>),
     Update(update::Update),
+    AutoUpdate(update::AutoUpdate),
     Rollback(rollback::Rollback),
+    History(update::History),
+    Pin(update::Pin),
+    Unpin(update::Unpin),
     Uninstall(uninstall::Uninstall),
     Run(run::Run),
     Stop(run::Stop),
@@ -157,7 +162,11 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Pull(verb) => verb.run(&mut call),
         Verb::Install(verb) => verb.run(&mut call),
         Verb::Update(verb) => verb.run(&mut call, true),
+        Verb::AutoUpdate(verb) => verb.run(&mut call),
         Verb::Rollback(verb) => verb.run(&mut call),
+        Verb::History(verb) => verb.run(&mut call),
+        Verb::Pin(verb) => verb.run(&mut call),
+        Verb::Unpin(verb) => verb.run(&mut call),
         Verb::Uninstall(verb) => verb.run(&mut call),
         Verb::Run(verb) => verb.run(&mut call),
         Verb::Stop(verb) => verb.run(&mut call),
@@ -176,7 +185,11 @@ impl Verb {
             Self::Pull(_) => "pull",
             Self::Install(_) => "install",
             Self::Update(_) => "update",
+            Self::AutoUpdate(_) => "auto-update",
             Self::Rollback(_) => "rollback",
+            Self::History(_) => "history",
+            Self::Pin(_) => "pin",
+            Self::Unpin(_) => "unpin",
             Self::Uninstall(_) => "uninstall",
             Self::Run(_) => "run",
             Self::Stop(_) => "stop",

@@ -25,8 +25,8 @@ impl Run {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name = installed(call, &self.name)?;
         let unit = name.unit();
-        systemd::Manager::system()?
-            .start(&unit)
+        systemd::Manager::connect(call.config.is_system)?
+            .start(&unit, None, &call.config.interrupt)
             .map_err(|error| systemd::with_journal(error, &unit))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -35,7 +35,7 @@ impl Run {
 impl Stop {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name = installed(call, &self.name)?;
-        systemd::Manager::system()?.stop(&name.unit())?;
+        systemd::Manager::connect(call.config.is_system)?.stop(&name.unit())?;
         Ok(ExitCode::SUCCESS)
     }
 }

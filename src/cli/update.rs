@@ -1,20 +1,27 @@
 use std::process::ExitCode;
 
-use super::args::{ChangeArgs, SetArgs, SourceArgs};
+use serde_json::json;
+
+use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
+use super::output::PullProgress;
 use super::{Call, ONLY_ROOT, require_root};
-use crate::container::{self, Outcome};
-use crate::deployment::{ContainerName, Info, Paths};
+use crate::container::all::{self, How, Row, Status};
+use crate::container::{self, Fetch, list};
+use crate::deployment::ContainerName;
 use crate::error::{Error, Kind, Result};
-use crate::image::Reference;
-use crate::store::Store;
+use crate::fail;
 use crate::transaction::Host;
 
 /// Update a container to the newest image of its name, or to another image
+#[allow(clippy::struct_excessive_bools)] // one flag each
 #[derive(Debug, clap::Args)]
 pub struct Update {
     /// Installed container
     #[arg(value_name = "NAME")]
-    name: String,
+    name: Option<String>,
+    /// Every container; one that fails does not stop the rest
+    #[arg(short, long)]
+    all: bool,
     #[command(flatten)]
     set: SetArgs,
     /// Move to another image
@@ -26,6 +33,12 @@ pub struct Update {
     /// Use what the store has
     #[arg(long, overrides_with = "pull")]
     no_pull: bool,
+    /// Deploy an image that failed before, move a pinned container, and go on where the deployment
+    /// in use could not be put back
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
     #[command(flatten)]
     change: ChangeArgs,
     #[command(flatten)]
@@ -34,67 +47,296 @@ pub struct Update {
 
 impl Update {
     pub fn run(self, call: &mut Call<'_>, pulls: bool) -> Result<ExitCode> {
-        let name: ContainerName = self.name.parse()?;
         let values = self.set.values()?;
+        if self.all {
+            if self.name.is_some() {
+                fail!(
+                    Kind::Usage,
+                    "Incompatible options specified.  --all doesn't support a container name"
+                );
+            }
+            if !values.is_empty() || self.rebase.is_some() {
+                fail!(
+                    Kind::Usage,
+                    "Incompatible options specified.  --all doesn't support --set or --rebase"
+                );
+            }
+        }
+        let name: Option<ContainerName> = self.name.as_deref().map(str::parse).transpose()?;
         let rebase = self
             .rebase
             .as_deref()
             .map(|image| self.source.reference(image))
             .transpose()?;
+        if !self.all && name.is_none() {
+            fail!(
+                Kind::Usage,
+                "Too few arguments.  Please specify the container"
+            );
+        }
         require_root(ONLY_ROOT)?;
-        let paths = Paths::new(call.config, &name);
-        let slot = paths.current()?.ok_or_else(|| {
-            Error::new(
-                Kind::NotFound,
-                format!("System container '{name}' is not installed"),
-            )
-        })?;
         let host = Host::new(call.config);
         host.manager()?;
-        if self.change.is_dry() {
-            call.out
-                .note("the registry is not asked: this compares with what the store has");
-        }
-        let pulls = (pulls || self.pull) && !self.no_pull && !self.change.is_dry();
-        let store = Store::open(call.config)?;
-        let image = match &rebase {
-            Some(reference) if pulls => {
-                let pulled = self.source.pull(call, &store, reference)?;
-                Some((pulled.name.to_string(), reference.to_string()))
-            }
-            Some(reference) if self.change.is_dry() => {
-                let known = match &reference.name {
-                    Some(name) => store.image(&name.to_string())?,
-                    None => None,
-                };
-                match known {
-                    Some(image) => Some((image.name, reference.to_string())),
-                    None => return self.change.would_pull(call, reference),
-                }
-            }
-            Some(reference) => {
-                let stored = self.source.ensure(call, &store, reference)?;
-                Some((stored, reference.to_string()))
-            }
-            None => {
-                if pulls {
-                    let info = Info::read(&paths.slot(slot))?;
-                    let source = info.source.as_deref().unwrap_or(&info.image);
-                    let reference: Reference = self.source.reference(source)?;
-                    self.source.pull(call, &store, &reference)?;
-                }
-                None
-            }
+        let fetch = match (pulls || self.pull) && !self.no_pull {
+            true => Fetch::Always,
+            // An image that is not here at all has to come from somewhere.
+            false if rebase.is_some() && !self.no_pull => Fetch::Missing,
+            false => Fetch::Never,
         };
-        drop(store);
+        let Some(name) = name else {
+            let names = crate::deployment::installed(call.config)?;
+            return many(call, &host, &names, fetch, &self.change);
+        };
         let request = container::Update {
-            name,
             values,
-            image,
+            rebase,
+            fetch,
+            access: self.source.access(),
+            force: self.force,
+            dry: self.change.is_dry(),
+            health_cmd: self.watch.health_cmd,
+            watch: self.watch.watch,
+            ..container::Update::new(name)
         };
-        match container::update(&host, &request)? {
-            Outcome::Nothing(why) => self.change.nothing(call, &why),
-            Outcome::Change(change) => self.change.show_or_apply(call, &host, &change),
+        let outcome = container::update(&host, &request, &mut PullProgress::new())?;
+        self.change.finish(call, &host, &outcome)
+    }
+}
+
+const COLUMNS: [(&str, usize); 5] = [
+    ("Container", 15),
+    ("Image ID before update", 32),
+    ("Image ID after update", 32),
+    ("Latest image ID", 32),
+    ("Status", 12),
+];
+
+/// Update these containers and say what became of each.
+pub fn many(
+    call: &mut Call<'_>,
+    host: &Host<'_>,
+    names: &[ContainerName],
+    fetch: Fetch,
+    args: &ChangeArgs,
+) -> Result<ExitCode> {
+    let mut progress = PullProgress::new();
+    let json = args.is_json();
+    let out = &mut *call.out;
+    let how = How {
+        dry: args.is_dry(),
+        fetch,
+    };
+    let rows = all::update_all(host, names, how, &mut progress, |name| {
+        if !json {
+            // A reader that went away is noticed at the summary.
+            let _ = out.line(format!("Checking container {name}..."));
         }
+    })?;
+    if json {
+        call.out.json(&json!({"version": 1, "containers": rows}))?;
+    } else {
+        summary(call, &rows)?;
+    }
+    let any = |status: Status| rows.iter().any(|row| row.status == status);
+    if any(Status::Failed) {
+        let failed: Vec<&str> = rows
+            .iter()
+            .filter(|row| row.status == Status::Failed)
+            .map(|row| row.name.as_str())
+            .collect();
+        fail!(Kind::Failed, "not updated: {}", failed.join(" "));
+    }
+    if any(Status::WouldUpdate) {
+        return Ok(args.exit_code());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summary(call: &mut Call<'_>, rows: &[Row]) -> Result<()> {
+    for row in rows {
+        if let Some(detail) = &row.detail {
+            call.out.note(format!("{}: {detail}", row.name));
+        }
+    }
+    call.out.line("")?;
+    call.out.line("SUMMARY")?;
+    call.out.line("")?;
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.name.clone(),
+                row.before.clone(),
+                row.after.clone(),
+                row.latest.clone().unwrap_or_else(|| "<NOT FOUND>".into()),
+                row.status.words().to_owned(),
+            ]
+        })
+        .collect();
+    call.out.table(&COLUMNS, &cells, true, false, 0)
+}
+
+/// Update the containers that opted in: by "install --auto-update", by the image's label
+/// atomic.auto-update, or by the configuration
+#[derive(Debug, clap::Args)]
+pub struct AutoUpdate {
+    /// Outside the maintenance window as well
+    #[arg(long)]
+    now: bool,
+    /// Keep this container current from now on, and do nothing else
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["disable", "now"])]
+    enable: Option<String>,
+    /// Leave this container alone from now on, and do nothing else
+    #[arg(long, value_name = "NAME", conflicts_with = "now")]
+    disable: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+impl AutoUpdate {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        require_root(ONLY_ROOT)?;
+        let host = Host::new(call.config);
+        if let Some(name) = self.enable.as_deref().or(self.disable.as_deref()) {
+            let wanted = self.enable.is_some();
+            all::decide(&host, &name.parse()?, |policy| {
+                policy.auto_update = Some(wanted);
+            })?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(window) = &call.config.update_window {
+            let window: container::Window = window
+                .parse()
+                .map_err(|error: Error| error.within("the setting update_window"))?;
+            if !window.is_open() && !self.now && !self.change.is_dry() {
+                return self
+                    .change
+                    .nothing(call, &format!("outside the maintenance window {window}"));
+            }
+        }
+        let names = all::opted_in(call.config)?;
+        if names.is_empty() {
+            return self
+                .change
+                .nothing(call, "no container is kept current by auto-update");
+        }
+        host.manager()?;
+        let code = many(call, &host, &names, Fetch::Always, &self.change)?;
+        if !self.change.is_dry() {
+            // What neither an image nor a deployment needs any more; both slots' pins stay.
+            crate::store::Store::open_exclusive(call.config)?.prune(|_| ())?;
+        }
+        Ok(code)
+    }
+}
+
+/// Keep a container at its image until it is unpinned
+#[derive(Debug, clap::Args)]
+pub struct Pin {
+    /// Installed container
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Let a pinned container move again
+#[derive(Debug, clap::Args)]
+pub struct Unpin {
+    /// Installed container
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+impl Pin {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        pin(call, &self.name, true)
+    }
+}
+
+impl Unpin {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        pin(call, &self.name, false)
+    }
+}
+
+fn pin(call: &mut Call<'_>, name: &str, pinned: bool) -> Result<ExitCode> {
+    let name: ContainerName = name.parse()?;
+    require_root(ONLY_ROOT)?;
+    all::decide(&Host::new(call.config), &name, |policy| {
+        policy.pinned = pinned;
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Show every deployment of a container and how it ended
+#[derive(Debug, clap::Args)]
+pub struct History {
+    /// Installed container
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const HISTORY: [(&str, usize); 6] = [
+    ("WHEN", 16),
+    ("CHANGE", 8),
+    ("IMAGE ID", 12),
+    ("IMAGE", 20),
+    ("RESULT", 11),
+    ("OUTAGE", 8),
+];
+
+impl History {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let name: ContainerName = self.name.parse()?;
+        require_root(ONLY_ROOT)?;
+        let ledger = container::history(call.config, &name)?;
+        if self.json {
+            call.out.json(&json!({
+                "version": 1,
+                "name": name,
+                "policy": ledger.policy,
+                "deployments": ledger.entries,
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let verdict = |entry: &crate::deployment::Entry| {
+            serde_json::to_value(entry.verdict)
+                .ok()
+                .and_then(|value| value.as_str().map(str::to_owned))
+                .unwrap_or_default()
+        };
+        let cells: Vec<Vec<String>> = ledger
+            .entries
+            .iter()
+            .map(|entry| {
+                vec![
+                    list::local_time(entry.time),
+                    entry.verb.clone(),
+                    entry.revision.clone(),
+                    entry.image.clone(),
+                    verdict(entry),
+                    entry
+                        .outage_ms
+                        .map(|ms| format!("{ms} ms"))
+                        .unwrap_or_default(),
+                ]
+            })
+            .collect();
+        call.out.table(&HISTORY, &cells, true, false, 0)?;
+        for entry in &ledger.entries {
+            if let Some(reason) = &entry.reason {
+                call.out.line(format!(
+                    "\n{} {}: {reason}",
+                    list::local_time(entry.time),
+                    &entry.revision[..12.min(entry.revision.len())]
+                ))?;
+                for line in &entry.log {
+                    call.out.line(format!("  {line}"))?;
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,14 +1,14 @@
 //! What install, update, rollback and uninstall have in common.
 
 use crate::config::Config;
-use crate::deployment::{ContainerName, Paths, Slot, installed};
+use crate::deployment::{ContainerName, Info, Paths, Slot, installed};
 use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
-use crate::store::images::StoredImage;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
 use crate::systemd::tmpfiles;
-use crate::transaction::{self, Applied, DeployFile, Host, Plan, Step};
+use crate::transaction::{self, Applied, DeployFile, Host, Plan, Report, Step, Subject};
 
+use super::effects::Effects;
 use super::render::Rendered;
 
 /// A computed change, not applied yet. It holds the container's lock, so that what was computed
@@ -16,22 +16,36 @@ use super::render::Rendered;
 pub struct Change {
     /// What will happen.
     pub plan: Plan,
+    /// What it means.
+    pub effects: Effects,
     /// What a person should know.
     pub notes: Vec<String>,
     pub(super) _lock: Lock,
+}
+
+/// A change that cannot be applied yet: its image is not fetched.
+pub struct Preview {
+    /// Its steps, as far as they are known.
+    pub plan: Option<Plan>,
+    /// What it means.
+    pub effects: Effects,
 }
 
 /// What a verb found out.
 pub enum Outcome {
     /// There is nothing to do, and why.
     Nothing(String),
+    /// There is something to do, and it is not done for this reason.
+    Skipped(String),
+    /// A dry run found an image that would have to be fetched first.
+    Preview(Box<Preview>),
     /// There is a change to apply.
     Change(Box<Change>),
 }
 
 impl Change {
     /// Apply it.
-    pub fn apply(&self, host: &Host<'_>) -> Result<()> {
+    pub fn apply(&self, host: &Host<'_>) -> Result<Report> {
         transaction::apply(host, &self.plan)
     }
 }
@@ -127,31 +141,66 @@ pub(super) fn pin(name: &ContainerName, slot: Slot) -> String {
     )
 }
 
-/// The rest of a change whose deployment is rendered: install and update end alike.
+/// The rest of a change whose deployment is rendered: install and update end alike. `image`: the
+/// commit of the image; `tree`: that of its files, unless they are elsewhere.
 pub(super) fn deploy(
     host: &Host<'_>,
     store: &Store,
     lock: Lock,
     mut plan: Plan,
     slot: Slot,
-    (image, commit): (&StoredImage, Option<String>),
+    (image, tree): (&str, Option<String>),
     rendered: Rendered,
-) -> Result<Outcome> {
+) -> Result<Change> {
     let paths = Paths::new(host.config(), &plan.name);
-    pin_steps(store, &mut plan, slot, &image.commit)?;
-    deploy_steps(&paths, &mut plan, slot, commit, &rendered);
+    plan.subject = Some(Subject {
+        image: rendered.info.image.clone(),
+        revision: rendered.info.revision.clone(),
+        replaces: match plan.from {
+            Some(from) => Info::read(&paths.slot(from)).ok().map(|info| info.revision),
+            None => None,
+        },
+        auto_update: None,
+    });
+    pin_steps(store, &mut plan, slot, image)?;
+    deploy_steps(&paths, &mut plan, slot, tree, &rendered);
     switch_steps(
         host,
         &paths,
         &mut plan,
-        rendered.unit.is_some(),
+        Some(&rendered.info).filter(|_| rendered.unit.is_some()),
         rendered.tmpfiles.is_some(),
     )?;
-    Ok(Outcome::Change(Box::new(Change {
+    Ok(Change {
         plan,
+        effects: Effects::default(),
         notes: rendered.notes,
         _lock: lock,
-    })))
+    })
+}
+
+/// Refuse to touch a running service that could not be put back: its pieces must be there.
+pub(super) fn check_return(paths: &Paths, from: Slot) -> Result<()> {
+    let current = paths.slot(from);
+    let missing = |what: &str| {
+        Error::new(
+            Kind::Invalid,
+            format!("the deployment in use could not be put back if the new one fails: {what}"),
+        )
+    };
+    if !current.join("rootfs").is_dir() {
+        return Err(missing(&format!("{current}/rootfs is not there")));
+    }
+    let config = current.join("config.json");
+    let valid = std::fs::read(&config)
+        .is_ok_and(|text| serde_json::from_slice::<serde_json::Value>(&text).is_ok());
+    if !valid {
+        return Err(missing(&format!("{config} is missing or broken")));
+    }
+    if !paths.unit().is_file() {
+        return Err(missing(&format!("{} is not there", paths.unit())));
+    }
+    Ok(())
 }
 
 /// The steps that keep what a new deployment needs: a temporary ref while it is under way, so that
@@ -252,12 +301,13 @@ pub(super) fn host_file_steps(
 }
 
 /// Note what the unit is doing, and add the steps from the beginning of the outage to the proof of
-/// a plan whose files are staged: every verb but uninstall ends like this.
+/// a plan whose files are staged: every verb but uninstall ends like this. `service`: the new
+/// deployment, if it has a unit.
 pub(super) fn switch_steps(
     host: &Host<'_>,
     paths: &Paths,
     plan: &mut Plan,
-    has_unit: bool,
+    service: Option<&Info>,
     has_tmpfiles: bool,
 ) -> Result<()> {
     if plan.from.is_some() {
@@ -269,7 +319,7 @@ pub(super) fn switch_steps(
         from: plan.from,
         to: plan.to,
     });
-    prove_steps(paths, plan, has_unit, has_tmpfiles);
+    prove_steps(host.config(), paths, plan, service, has_tmpfiles);
     Ok(())
 }
 
@@ -296,7 +346,13 @@ pub(super) fn stop_steps(host: &Config, paths: &Paths, plan: &mut Plan, old_tmpf
 }
 
 /// The steps that make the new state work.
-fn prove_steps(paths: &Paths, plan: &mut Plan, has_unit: bool, has_tmpfiles: bool) {
+fn prove_steps(
+    config: &Config,
+    paths: &Paths,
+    plan: &mut Plan,
+    service: Option<&Info>,
+    has_tmpfiles: bool,
+) {
     let unit = plan.name.unit();
     plan.prove.push(Step::Reload);
     if has_tmpfiles {
@@ -304,9 +360,9 @@ fn prove_steps(paths: &Paths, plan: &mut Plan, has_unit: bool, has_tmpfiles: boo
             file: paths.tmpfiles(),
         });
     }
-    if !has_unit {
+    let Some(info) = service else {
         return;
-    }
+    };
     match plan.from {
         None => plan.prove.push(Step::Enable { unit: unit.clone() }),
         // Its [Install] section may have changed; an administrator's "disable" stays.
@@ -314,7 +370,20 @@ fn prove_steps(paths: &Paths, plan: &mut Plan, has_unit: bool, has_tmpfiles: boo
         Some(_) => {}
     }
     if plan.was_active {
-        plan.prove.push(Step::StartUnit { unit });
+        let said = info.options.as_ref().and_then(|options| options.watch);
+        let seconds = said.unwrap_or(config.watch);
+        plan.prove.push(Step::StartUnit {
+            unit: unit.clone(),
+            limit: (seconds > 0).then_some(seconds),
+        });
+        if seconds > 0 {
+            plan.prove.push(Step::Watch {
+                unit,
+                seconds,
+                health: info.health.clone(),
+                runtime: info.runtime.clone(),
+            });
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{change, list};
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::deployment::{ContainerName, Info, Ledger, Paths, Slot};
 use crate::error::Result;
 use crate::store::Store;
 use crate::store::images::StoredImage;
@@ -14,7 +14,7 @@ use crate::systemd::Manager;
 pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
     let paths = Paths::new(config, name);
     let current = change::require(config, name)?;
-    let status = Manager::system()
+    let status = Manager::connect(config.is_system)
         .and_then(|manager| manager.status(&name.unit()))
         .ok();
     let row = list::row(config, name, status.as_ref());
@@ -55,6 +55,12 @@ pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
         "command": row.command,
         "deployments": deployments,
     }))
+}
+
+/// What became of a container's deployments.
+pub fn history(config: &Config, name: &ContainerName) -> Result<Ledger> {
+    change::require(config, name)?;
+    Ledger::load(&Paths::new(config, name))
 }
 
 /// An image: shape version 1.

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::change::{self, Outcome};
+use super::change::{self, Outcome, Preview};
+use super::preview;
 use super::render::{self, Source, Wishes};
 use crate::deployment::{self, ContainerName, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::Reference;
+use crate::pull::Remote;
 use crate::runtime::Runtime;
 use crate::runtime::mounts;
 use crate::runtime::spec::RunOptions;
@@ -17,6 +19,14 @@ use crate::safefs::{Files, Root};
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};
 use crate::transaction::{Host, Plan};
+
+/// What fetching the image to be installed means: all that is known before it is here.
+pub fn preview_fetch(store: &Store, remote: &Remote) -> Result<Preview> {
+    Ok(Preview {
+        plan: None,
+        effects: preview::fetched(None, store, remote)?,
+    })
+}
 
 /// What to install and how.
 #[derive(Debug, Clone)]
@@ -33,6 +43,8 @@ pub struct Install {
     pub options: RunOptions,
     /// `--runtime`
     pub runtime: Option<String>,
+    /// Whether `auto-update` cares for it.
+    pub auto_update: Option<bool>,
     /// `--rootfs`, resolved by [`remote_rootfs`].
     pub remote: Option<Utf8PathBuf>,
 }
@@ -84,15 +96,21 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         mounts::check_state_directory(config, name.as_str())?;
     }
     let plan = Plan::new("install", name, None, Some(slot));
-    change::deploy(
+    let effects = preview::install(&paths, &image, &rendered);
+    let mut change = change::deploy(
         host,
         &store,
         lock,
         plan,
         slot,
-        (&image, prepared.commit.clone()),
+        (&image.commit, prepared.commit.clone()),
         rendered,
-    )
+    )?;
+    change.effects = effects;
+    if let Some(subject) = &mut change.plan.subject {
+        subject.auto_update = request.auto_update;
+    }
+    Ok(Outcome::Change(Box::new(change)))
 }
 
 /// An image with its files open for reading.

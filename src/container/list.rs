@@ -49,13 +49,14 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
     }
     let units: Vec<String> = names.iter().map(ContainerName::unit).collect();
     let unit_refs: Vec<&str> = units.iter().map(String::as_str).collect();
-    let states = match Manager::system().and_then(|manager| manager.statuses(&unit_refs)) {
-        Ok(states) => states,
-        Err(error) => {
-            tracing::warn!(%error, "the states of the containers are not known");
-            HashMap::new()
-        }
-    };
+    let states =
+        match Manager::connect(config.is_system).and_then(|manager| manager.statuses(&unit_refs)) {
+            Ok(states) => states,
+            Err(error) => {
+                tracing::warn!(%error, "the states of the containers are not known");
+                HashMap::new()
+            }
+        };
     Ok(names
         .iter()
         .map(|name| row(config, name, states.get(&name.unit())))

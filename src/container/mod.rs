@@ -1,17 +1,23 @@
 //! System containers: install, update, rollback, uninstall, list, inspect.
 
+pub mod all;
 mod change;
+pub mod effects;
 mod exports;
 pub mod inspect;
 mod install;
 pub mod list;
+mod preview;
 mod render;
 mod rollback;
 mod uninstall;
 mod update;
+mod window;
 
-pub use change::{Change, Outcome, Recovered, recover_all};
-pub use install::{Install, install, remote_rootfs};
+pub use change::{Change, Outcome, Preview, Recovered, recover_all};
+pub use inspect::history;
+pub use install::{Install, install, preview_fetch, remote_rootfs};
 pub use rollback::rollback;
 pub use uninstall::{Uninstalled, uninstall};
-pub use update::{Update, update};
+pub use update::{Fetch, Update, update};
+pub use window::Window;

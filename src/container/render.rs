@@ -14,7 +14,7 @@ use crate::fail;
 use crate::image::ImageConfig;
 use crate::runtime::mounts::{self, Directory};
 use crate::runtime::spec::{self, Generated, Input, RunOptions};
-use crate::runtime::{Runtime, capabilities};
+use crate::runtime::{Health, Runtime, capabilities};
 use crate::safefs::Files;
 use crate::store::now;
 use crate::systemd::tmpfiles;
@@ -172,6 +172,7 @@ pub fn render(
             runtime: runtime.path().to_owned(),
             source: source.reference.clone(),
             options: Some(wishes.options.clone()),
+            health: Health::of(source.config, wishes.options),
             persistent: generated
                 .iter()
                 .flat_map(|generated| &generated.persistent)

@@ -1,10 +1,11 @@
 //! `rollback`: the other deployment is still there; switch to it.
 
 use super::change::{self, Change};
+use super::effects::{Effects, ImageMark};
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::transaction::{Host, Plan};
+use crate::transaction::{Host, Plan, Subject};
 
 /// Compute the return to the previous deployment.
 pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
@@ -26,7 +27,15 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
     };
     let unit_text = read(&paths.unit_copy(&target))?;
     let tmpfiles_text = read(&paths.tmpfiles_copy(&target))?;
-    let has_service = Info::read(&target).map_or(true, |info| info.has_container_service);
+    // Old deployments may have no info that can be read; their unit is what counts.
+    let info = Info::read(&target).unwrap_or_else(|error| {
+        tracing::debug!(%error, "info");
+        Info {
+            has_container_service: true,
+            ..Info::default()
+        }
+    });
+    let has_service = info.has_container_service;
     if has_service && unit_text.is_none() {
         fail!(
             Kind::NotFound,
@@ -35,21 +44,48 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
         );
     }
     let mut plan = Plan::new("rollback", name, Some(from), Some(to));
+    plan.subject = Some(Subject {
+        image: info.image.clone(),
+        revision: info.revision.clone(),
+        replaces: Info::read(&paths.slot(from)).ok().map(|info| info.revision),
+        auto_update: None,
+    });
     change::host_file_steps(
         &paths,
         &mut plan,
         unit_text.as_deref(),
         tmpfiles_text.as_deref(),
     );
+    let mark = |info: &Info| ImageMark {
+        name: info.image.clone(),
+        id: info.revision.clone(),
+    };
+    let mut effects = Effects {
+        from_image: Info::read(&paths.slot(from)).ok().as_ref().map(mark),
+        to_image: Some(mark(&info)),
+        complete: true,
+        ..Effects::default()
+    };
+    let config = |slot| {
+        std::fs::read(paths.slot(slot).join("config.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+    };
+    if let Some(after) = config(to) {
+        effects.compare_configs(config(from).as_ref(), &after);
+    }
+    effects.file(paths.unit(), unit_text.as_deref());
+    effects.file(paths.tmpfiles(), tmpfiles_text.as_deref());
     change::switch_steps(
         host,
         &paths,
         &mut plan,
-        unit_text.is_some(),
+        Some(&info).filter(|_| unit_text.is_some()),
         tmpfiles_text.is_some(),
     )?;
     Ok(Change {
         plan,
+        effects,
         notes: vec![format!(
             "Rolling back container {name} to the checkout at {target}"
         )],

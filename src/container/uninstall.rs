@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 
 use super::change::{self, Change};
+use super::effects::Effects;
 use crate::deployment::{ContainerName, Info, Paths, Slot};
 use crate::error::Result;
 use crate::store::Store;
@@ -80,6 +81,9 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         }
     }
     drop(store);
+    plan.close.push(Step::RemoveTree {
+        path: paths.ledger(),
+    });
     let volatile = tmpfiles::lines_below(&old_tmpfiles, &config.run_directory);
     let mut directories = tmpfiles::directories(&volatile);
     // Below before above.
@@ -111,10 +115,17 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     } else {
         data.into_iter().filter(|path| path.exists()).collect()
     };
+    let mut effects = Effects {
+        complete: true,
+        ..Effects::default()
+    };
+    effects.file(paths.unit(), None);
+    effects.file(paths.tmpfiles(), None);
     let drop_ins = Utf8PathBuf::from(format!("{}.d", paths.unit()));
     Ok(Uninstalled {
         change: Change {
             plan,
+            effects,
             notes: host_files
                 .then(|| {
                     format!("the host files or package of {name} were installed by another program and stay")

@@ -3,13 +3,32 @@
 use std::collections::BTreeMap;
 
 use super::change::{self, Outcome};
+use super::effects::Fetch as Fetching;
 use super::install::Prepared;
+use super::preview;
 use super::render::{self, Wishes};
-use crate::deployment::{ContainerName, Info, Paths};
-use crate::error::Result;
+use crate::deployment::{ContainerName, Info, Ledger, Paths};
+use crate::error::{Error, Kind, Result};
+use crate::fail;
+use crate::image::Reference;
+use crate::pull::{Progress, Remote};
+use crate::runtime::spec::RunOptions;
 use crate::runtime::{Runtime, mounts};
 use crate::store::Store;
+use crate::store::images::StoredImage;
 use crate::transaction::{Host, Plan};
+use crate::transport::Access;
+
+/// When the registry is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetch {
+    /// Always: the newest image of the name.
+    Always,
+    /// Only for an image that is not in the store.
+    Missing,
+    /// Never.
+    Never,
+}
 
 /// What to change.
 #[derive(Debug, Clone)]
@@ -18,38 +37,92 @@ pub struct Update {
     pub name: ContainerName,
     /// `--set`
     pub values: BTreeMap<String, String>,
-    /// The stored image to move to, and where it was pulled from; nothing: the same name as now.
-    pub image: Option<(String, String)>,
+    /// The image to move to; nothing: the name the container has.
+    pub rebase: Option<Reference>,
+    /// When the registry is asked.
+    pub fetch: Fetch,
+    /// How.
+    pub access: Access,
+    /// Deploy an image that is on record as bad, and leave a deployment that cannot be put back.
+    pub force: bool,
+    /// Nobody asked for this container in particular: what a person pinned or rolled back from
+    /// stays as it is.
+    pub unattended: bool,
+    /// Change nothing, not even the store.
+    pub dry: bool,
+    /// A new health command, kept from now on.
+    pub health_cmd: Option<String>,
+    /// A new length of the watch, kept from now on.
+    pub watch: Option<u32>,
 }
 
-/// Compute the update of a container to what the store has now.
-pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
+impl Update {
+    /// Bring a container to the newest image of its name.
+    pub fn new(name: ContainerName) -> Self {
+        Self {
+            name,
+            values: BTreeMap::new(),
+            rebase: None,
+            fetch: Fetch::Always,
+            access: Access::default(),
+            force: false,
+            unattended: false,
+            dry: false,
+            health_cmd: None,
+            watch: None,
+        }
+    }
+}
+
+/// Compute the update of a container; the image is fetched, unless this is a dry run.
+pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) -> Result<Outcome> {
     let config = host.config();
     let name = &request.name;
     let (lock, from) = change::lock_installed(host, name)?;
     let paths = Paths::new(config, name);
-    let to = from.other();
-    let current = paths.slot(from);
-    let info = Info::read(&current)?;
+    let info = Info::read(&paths.slot(from))?;
+    let ledger = Ledger::load(&paths)?;
     let store = Store::open(config)?;
-    let (image_name, reference) = match &request.image {
-        Some((image, reference)) => (image.clone(), Some(reference.clone())),
-        None => (info.image.clone(), info.source.clone()),
+
+    let moves = request.rebase.is_some() || !ledger.policy.pinned || request.force;
+    if !moves && request.unattended {
+        return Ok(Outcome::Skipped(format!(
+            "{name} is pinned: \"atomic-rs unpin {name}\" lets it move"
+        )));
+    }
+    let target = if moves {
+        find_target(host, request, &info, &ledger, &store, progress)?
+    } else {
+        Target::Stored(Box::new(current_image(&store, &info)?), info.source.clone())
     };
-    let image = store.find_one(&image_name)?;
+    let (image, reference) = match target {
+        Target::Skip(why) => return Ok(Outcome::Skipped(why)),
+        Target::Remote(remote) => {
+            let preview = preview::update(host, lock, name, from, &info, &store, &remote)?;
+            return Ok(Outcome::Preview(Box::new(preview)));
+        }
+        Target::Stored(image, reference) => (image, reference),
+    };
+
+    let mut options = info.options.clone().unwrap_or_default();
     let mut values = info.user_values.clone().unwrap_or_default();
     values.extend(request.values.clone());
-    let before = info.user_values.as_ref().unwrap_or(&info.values);
-    let same_values = request
-        .values
-        .iter()
-        .all(|(key, value)| before.get(key) == Some(value));
     let renamed = image.name != info.image;
-    if image.id() == info.revision && same_values && !renamed {
-        return Ok(Outcome::Nothing("Latest version already installed.".into()));
+    if image.id() == info.revision && !renamed && !changes_settings(request, &info, &options) {
+        return Ok(Outcome::Nothing(if moves {
+            "Latest version already installed.".into()
+        } else {
+            format!("{name} is pinned to {} {}", info.image, info.revision)
+        }));
     }
+    if let Some(why) = verdict(request, &ledger, &info, &image.id()) {
+        return Ok(Outcome::Skipped(why));
+    }
+    options.health_cmd = request.health_cmd.clone().or(options.health_cmd);
+    options.watch = request.watch.or(options.watch);
+
+    let to = from.other();
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
-    let options = info.options.clone().unwrap_or_default();
     let prepared = Prepared::new(&store, &image, info.remote.as_deref().map(Into::into))?;
     let mut rendered = render::render(
         config,
@@ -64,26 +137,148 @@ pub fn update(host: &Host<'_>, request: &Update) -> Result<Outcome> {
             inherited: info.user_values.is_none().then_some(&info.values),
         },
     )?;
-    // Files that an older program installed on the host, and what others wrote, stay on record.
-    let new = &mut rendered.info;
-    new.installed_files.clone_from(&info.installed_files);
-    new.installed_files_checksum = info.installed_files_checksum.clone();
-    new.installed_files_template
-        .clone_from(&info.installed_files_template);
-    new.rename_installed_files = info.rename_installed_files.clone();
-    new.rpm_installed.clone_from(&info.rpm_installed);
-    new.other.clone_from(&info.other);
-    if info.persistent.is_empty() && !new.persistent.is_empty() {
+    keep_on_record(&mut rendered.info, &info);
+    if info.persistent.is_empty() && !rendered.info.persistent.is_empty() {
         mounts::check_state_directory(config, name.as_str())?;
     }
+    let effects = preview::compare(&paths, from, &info, &store, &image, &rendered)?;
     let plan = Plan::new("update", name, Some(from), Some(to));
-    change::deploy(
+    let mut change = change::deploy(
         host,
         &store,
         lock,
         plan,
         to,
-        (&image, prepared.commit.clone()),
+        (&image.commit, prepared.commit.clone()),
         rendered,
-    )
+    )?;
+    change.effects = effects;
+    if change.plan.was_active && !request.force {
+        change::check_return(&paths, from).map_err(|error| {
+            Error::new(
+                error.kind(),
+                format!("{error}\nrepair it (atomic-rs repair {name}), or use --force"),
+            )
+        })?;
+    }
+    Ok(Outcome::Change(Box::new(change)))
+}
+
+enum Target {
+    /// In the store, and where to pull it again from.
+    Stored(Box<StoredImage>, Option<String>),
+    /// Not fetched, because nothing may change.
+    Remote(Box<Remote>),
+    /// Not to be deployed.
+    Skip(String),
+}
+
+fn find_target(
+    host: &Host<'_>,
+    request: &Update,
+    info: &Info,
+    ledger: &Ledger,
+    store: &Store,
+    progress: &mut dyn Progress,
+) -> Result<Target> {
+    let config = host.config();
+    let source = match &request.rebase {
+        Some(reference) => reference.clone(),
+        None => info.source.as_deref().unwrap_or(&info.image).parse()?,
+    };
+    let typed = source.to_string();
+    let known = match (&request.rebase, &source.name) {
+        // What an archive holds is known by the name it got when it was pulled.
+        (None, _) => store.image(&info.image)?,
+        (Some(_), Some(name)) => store.image(&name.to_string())?,
+        (Some(_), None) => None,
+    };
+    let usable = known.filter(|image| {
+        let layers = image.manifest.as_ref();
+        layers.is_none_or(|manifest| store.layer_commits(manifest).is_ok())
+    });
+    let asks = match request.fetch {
+        Fetch::Always => true,
+        Fetch::Missing => usable.is_none(),
+        Fetch::Never => false,
+    };
+    if !asks {
+        return match usable {
+            Some(image) => Ok(Target::Stored(Box::new(image), Some(typed))),
+            None => fail!(
+                Kind::NotFound,
+                "the image {typed} is not in the store, or some of its layers are not: pull it first"
+            ),
+        };
+    }
+    let remote = Remote::open(config, &source, &request.access)?;
+    let id = remote.digest().hex();
+    if let Some(why) = verdict(request, ledger, info, &id) {
+        return Ok(Target::Skip(why));
+    }
+    if request.dry {
+        return Ok(match store.image(&remote.name().to_string())? {
+            Some(image) if image.id() == id && remote.missing(store)?.is_empty() => {
+                Target::Stored(Box::new(image), Some(typed))
+            }
+            _ => Target::Remote(Box::new(remote)),
+        });
+    }
+    Fetching::new(remote.layers(), &remote.missing(store)?, store.path())?.check_space()?;
+    let pulled = remote.fetch(config, store, progress)?;
+    Ok(Target::Stored(
+        Box::new(store.find_one(&pulled.name.to_string())?),
+        Some(typed),
+    ))
+}
+
+/// Why an image is not to be deployed, if it is not.
+fn verdict(request: &Update, ledger: &Ledger, info: &Info, id: &str) -> Option<String> {
+    if request.force || id == info.revision {
+        return None;
+    }
+    let name = &request.name;
+    let short = &id[..12.min(id.len())];
+    if let Some(entry) = ledger.failed(id) {
+        let reason = entry.reason.as_deref().unwrap_or("it did not stay");
+        return Some(format!(
+            "{name}: the image {short} failed on {} and is not deployed again: {reason}\n\"atomic-rs history {name}\" tells more; --force deploys it",
+            super::list::local_time(entry.time)
+        ));
+    }
+    if request.unattended && ledger.left(id).is_some() {
+        return Some(format!(
+            "{name} was rolled back from the image {short}: \"atomic-rs update {name}\" deploys it again"
+        ));
+    }
+    None
+}
+
+fn changes_settings(request: &Update, info: &Info, options: &RunOptions) -> bool {
+    let before = info.user_values.as_ref().unwrap_or(&info.values);
+    let same_values = request
+        .values
+        .iter()
+        .all(|(key, value)| before.get(key) == Some(value));
+    let same_health = request.health_cmd.is_none() || request.health_cmd == options.health_cmd;
+    !same_values || !same_health
+}
+
+/// The image a deployment was made from, whatever its name means in the store by now.
+pub(super) fn current_image(store: &Store, info: &Info) -> Result<StoredImage> {
+    match store.image(&info.image)? {
+        Some(image) if image.id() == info.revision => Ok(image),
+        _ => store.image_at(&info.image, &info.ostree_commit),
+    }
+}
+
+/// Files that an older program installed on the host, and what others wrote, stay on record.
+fn keep_on_record(new: &mut Info, old: &Info) {
+    new.installed_files.clone_from(&old.installed_files);
+    new.installed_files_checksum = old.installed_files_checksum.clone();
+    new.installed_files_template
+        .clone_from(&old.installed_files_template);
+    new.rename_installed_files = old.rename_installed_files.clone();
+    new.rpm_installed.clone_from(&old.rpm_installed);
+    new.other.clone_from(&old.other);
 }

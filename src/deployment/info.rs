@@ -1,7 +1,7 @@
 //! The `info` file of a deployment.
 //!
 //! JSON with the keys the original `atomic` wrote; missing ones are tolerated, unknown ones kept.
-//! Ours: `user-values`, `source`, `options`, `manifest-digest`, `persistent`.
+//! Ours: `user-values`, `source`, `options`, `persistent`, `health`.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Context as _, Kind, Result};
+use crate::runtime::Health;
 use crate::runtime::spec::RunOptions;
 
 /// What is known of a deployment.
@@ -56,6 +57,9 @@ pub struct Info {
     /// What the person said about running it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<RunOptions>,
+    /// The command that tells whether the container works.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// Directories whose data survive uninstall.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub persistent: Vec<String>,

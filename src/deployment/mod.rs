@@ -7,6 +7,7 @@
 //! dot are ours: `.NAME.S.next-ID` is a deployment being staged, `.NAME.S.old-ID` one that gave way.
 
 mod info;
+mod ledger;
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,6 +20,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::{fail, safefs};
 
 pub use info::Info;
+pub use ledger::{Entry, Ledger, Policy, Verdict};
 
 /// The name of a container: of its unit, its directories and its runtime state.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -183,6 +185,13 @@ impl Paths {
     pub fn journal(&self) -> Utf8PathBuf {
         self.checkouts
             .join(".journal")
+            .join(format!("{}.json", self.name))
+    }
+
+    /// What became of its deployments.
+    pub fn ledger(&self) -> Utf8PathBuf {
+        self.checkouts
+            .join(".ledger")
             .join(format!("{}.json", self.name))
     }
 

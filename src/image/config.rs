@@ -33,6 +33,22 @@ pub struct RootFs {
     pub diff_ids: Vec<Digest>,
 }
 
+/// A command that tells whether a container works. Source: docker's image specification 1.2, which
+/// OCI does not know and everyone writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HealthCheck {
+    /// `["CMD", word…]`, `["CMD-SHELL", line]`, or `["NONE"]`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub test: Vec<String>,
+    /// Nanoseconds one run may take; 0 means unsaid.
+    #[serde(default, deserialize_with = "or_default")]
+    pub timeout: u64,
+    /// Failures in a row that are too many; 0 means unsaid.
+    #[serde(default, deserialize_with = "or_default")]
+    pub retries: u32,
+}
+
 /// How an image wants to be run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -64,6 +80,9 @@ pub struct RunConfig {
     /// `SIGTERM`, `TERM` or a number; empty means SIGTERM.
     #[serde(default, deserialize_with = "or_default")]
     pub stop_signal: String,
+    /// Whether it works.
+    #[serde(default, deserialize_with = "or_default")]
+    pub healthcheck: HealthCheck,
 }
 
 impl ImageConfig {

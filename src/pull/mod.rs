@@ -8,7 +8,7 @@ use crate::fail;
 use crate::image::refname;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
 use crate::store::images::MAX_CONFIG_BYTES;
-use crate::store::{self, Store};
+use crate::store::{self, LayerRoot, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
 
 /// Hears how a pull goes.
@@ -48,11 +48,108 @@ pub struct Pulled {
     pub unchanged: bool,
 }
 
-/// Bring the image at `reference` into the store; only blobs that are missing are read.
-///
-/// # Errors
-/// [`Kind::Transport`], [`Kind::NotFound`] from the source, [`Kind::Policy`] if the host's policy
-/// rejects it, [`Kind::Invalid`] if its bytes are not what their digests say. Nothing is stored then.
+/// An image at its source: known, and not fetched yet.
+pub struct Remote {
+    source: Source,
+    fetched: FetchedManifest,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    name: Name,
+}
+
+impl Remote {
+    /// Ask the source what `reference` is; the host's policy is obeyed already here.
+    ///
+    /// # Errors
+    /// [`Kind::Transport`], [`Kind::NotFound`] from the source, [`Kind::Policy`] if the host's
+    /// policy rejects it.
+    pub fn open(config: &Config, reference: &Reference, access: &Access) -> Result<Self> {
+        let _held = config.interrupt.hold();
+        let source = Source::open(&config.skopeo, reference, access, &config.interrupt)?;
+        let fetched = source.manifest()?;
+        let Manifest::Image { config, layers, .. } = fetched.manifest.clone() else {
+            fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
+        };
+        transport::enforce_policy(&source, &fetched)?;
+        let name = stored_name(&source)?;
+        Ok(Self {
+            source,
+            fetched,
+            config,
+            layers,
+            name,
+        })
+    }
+
+    /// The name it is stored under.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The manifest digest.
+    pub fn digest(&self) -> Digest {
+        self.fetched.digest
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.fetched.manifest
+    }
+
+    /// Its layers, base first.
+    pub fn layers(&self) -> &[Descriptor] {
+        &self.layers
+    }
+
+    /// Its layers and config that are not in the store.
+    pub fn missing(&self, store: &Store) -> Result<Vec<&Descriptor>> {
+        store::missing_blobs(store, &self.fetched.manifest)
+    }
+
+    /// Its config, read from the source.
+    pub fn image_config(&self) -> Result<ImageConfig> {
+        ImageConfig::parse(&self.source.read_blob(&self.config, MAX_CONFIG_BYTES)?)
+    }
+
+    /// Bring it into the store; only blobs that are missing are read.
+    ///
+    /// # Errors
+    /// [`Kind::Transport`] from the source, [`Kind::Invalid`] if its bytes are not what their
+    /// digests say. Nothing is stored then.
+    pub fn fetch(
+        self,
+        config: &Config,
+        store: &Store,
+        progress: &mut dyn Progress,
+    ) -> Result<Pulled> {
+        let _held = config.interrupt.hold();
+        let unchanged = store
+            .image(&self.name.to_string())?
+            .is_some_and(|image| image.digest == Some(self.fetched.digest))
+            && self.missing(store)?.is_empty();
+        let (fetched, skipped) = if unchanged {
+            (0, 0)
+        } else {
+            bring_in(
+                store,
+                &self.source,
+                &self.fetched,
+                (&self.config, &self.layers),
+                &self.name,
+                progress,
+            )?
+        };
+        Ok(Pulled {
+            name: self.name,
+            digest: self.fetched.digest,
+            fetched,
+            skipped,
+            unchanged,
+        })
+    }
+}
+
+/// Bring the image at `reference` into the store: [`Remote::open`] and [`Remote::fetch`].
 pub fn pull(
     config: &Config,
     store: &Store,
@@ -60,46 +157,7 @@ pub fn pull(
     access: &Access,
     progress: &mut dyn Progress,
 ) -> Result<Pulled> {
-    let _held = config.interrupt.hold();
-    let source = Source::open(&config.skopeo, reference, access, &config.interrupt)?;
-    let fetched = source.manifest()?;
-    let Manifest::Image {
-        config: config_descriptor,
-        layers,
-        ..
-    } = &fetched.manifest
-    else {
-        fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
-    };
-    transport::enforce_policy(&source, &fetched)?;
-    let name = stored_name(&source)?;
-    if let Some(image) = store.image(&name.to_string())?
-        && image.digest == Some(fetched.digest)
-        && store::missing_blobs(store, &fetched.manifest)?.is_empty()
-    {
-        return Ok(Pulled {
-            name,
-            digest: fetched.digest,
-            fetched: 0,
-            skipped: 0,
-            unchanged: true,
-        });
-    }
-    let (count, skipped) = bring_in(
-        store,
-        &source,
-        &fetched,
-        (config_descriptor, layers),
-        &name,
-        progress,
-    )?;
-    Ok(Pulled {
-        name,
-        digest: fetched.digest,
-        fetched: count,
-        skipped,
-        unchanged: false,
-    })
+    Remote::open(config, reference, access)?.fetch(config, store, progress)
 }
 
 fn bring_in(
@@ -129,12 +187,12 @@ fn bring_in(
     let bytes = wanted.iter().map(|layer| layer.size).sum();
     progress.begin(wanted.len(), layers.len() - wanted.len(), bytes);
     let import = store.import()?;
-    let mut commits = Vec::with_capacity(layers.len());
+    let mut roots: Vec<LayerRoot> = Vec::with_capacity(layers.len());
     let mut skipped = 0;
-    let mut imported: Vec<(Digest, String)> = Vec::new();
+    let mut imported: Vec<(Digest, LayerRoot)> = Vec::new();
     for (layer, diff_id) in layers.iter().zip(diff_ids) {
-        if let Some((_, commit)) = imported.iter().find(|(digest, _)| *digest == layer.digest) {
-            commits.push(commit.clone());
+        if let Some((_, root)) = imported.iter().find(|(digest, _)| *digest == layer.digest) {
+            roots.push(root.clone());
             continue;
         }
         if !wanted.iter().any(|w| w.digest == layer.digest) {
@@ -145,7 +203,7 @@ fn bring_in(
                     layer.digest
                 );
             };
-            commits.push(commit);
+            roots.push(LayerRoot::of_commit(store.repo(), &commit)?);
             continue;
         }
         progress.layer(layer.digest, layer.size);
@@ -170,14 +228,14 @@ fn bring_in(
             );
         }
         skipped += done.skipped;
-        imported.push((layer.digest, done.commit.clone()));
-        commits.push(done.commit);
+        imported.push((layer.digest, done.root.clone()));
+        roots.push(done.root);
     }
     progress.end();
     if missing.iter().any(|m| m.digest == config_descriptor.digest) {
         import.config(config_descriptor.digest, &config_bytes)?;
     }
-    import.image(name, &fetched.bytes, fetched.digest, &commits)?;
+    import.image(name, &fetched.bytes, fetched.digest, &roots)?;
     import.commit()?;
     Ok((wanted.len(), skipped))
 }

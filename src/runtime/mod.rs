@@ -1,6 +1,7 @@
 //! OCI runtimes: which one, and the `config.json` it is given.
 
 pub mod capabilities;
+mod health;
 pub mod mounts;
 mod passwd;
 mod seccomp;
@@ -12,6 +13,7 @@ use crate::command::{Child, find_program};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 
+pub use health::Health;
 pub use passwd::{User, find_user};
 pub use seccomp::default_profile as default_seccomp;
 

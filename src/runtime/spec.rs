@@ -58,6 +58,12 @@ pub struct RunOptions {
     pub stop_timeout: Option<u32>,
     /// Writes to the usual places.
     pub writable: Writable,
+    /// A shell command that tells from inside whether the container works, in place of the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_cmd: Option<String>,
+    /// Seconds a new version must stay healthy to count; 0: no watch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<u32>,
 }
 
 /// A generated container.

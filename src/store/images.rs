@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use ostree::RepoPruneFlags;
 
 use super::objects::{self, NO_CANCEL, metadata_string};
-use super::{DEPLOYMENT_PREFIX, ImageTree, Store};
+use super::{DEPLOYMENT_PREFIX, ImageTree, LayerRoot, Store};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::refname::{
@@ -130,6 +130,11 @@ impl Store {
         }
     }
 
+    /// The image that was stored as `name` in this commit, even if the name has moved on since.
+    pub fn image_at(&self, name: &str, commit: &str) -> Result<StoredImage> {
+        self.load_image(name, commit)
+    }
+
     /// The images that `text` means: the one of that name, else all whose id starts with it.
     pub fn find(&self, text: &str) -> Result<Vec<StoredImage>> {
         // A name as the store has it comes first: "docker:dind" is one, and a reference too.
@@ -218,7 +223,11 @@ impl Store {
         if let Some(commit) = self.resolve(&tree_ref(digest))? {
             return Ok(commit);
         }
-        let layers = self.layer_commits(manifest)?;
+        let layers = self
+            .layer_commits(manifest)?
+            .iter()
+            .map(|commit| LayerRoot::of_commit(&self.repo, commit))
+            .collect::<Result<Vec<_>>>()?;
         let import = self.import()?;
         let commit = import.tree(digest, &layers)?;
         import.commit()?;
@@ -295,11 +304,43 @@ impl Store {
                 removed(name);
             }
         }
+        self.delete_loose_commits()?;
         let (_, objects, bytes) = self
             .repo
             .prune(RepoPruneFlags::REFS_ONLY, -1, NO_CANCEL)
             .context(|| "cannot prune the repository".into())?;
         Ok((u64::try_from(objects).unwrap_or(0), bytes))
+    }
+}
+
+impl Store {
+    /// Delete commits of ours that no ref names, before anything below them goes: libostree prunes
+    /// in no order, and a commit that a kill left without its tree would pass for damage.
+    fn delete_loose_commits(&self) -> Result<()> {
+        let refs = self
+            .repo
+            .list_refs(None, NO_CANCEL)
+            .context(|| "cannot list the refs of the repository".into())?;
+        let named: HashSet<&str> = refs.values().map(String::as_str).collect();
+        let all = self
+            .repo
+            .list_commit_objects_starting_with(None, NO_CANCEL)
+            .context(|| "cannot list the commits of the repository".into())?;
+        for commit in &all {
+            let ours = |metadata: glib::VariantDict| {
+                ["docker.size", "docker.manifest", "atomic-rs.format"]
+                    .iter()
+                    .any(|key| metadata.contains(key))
+            };
+            if !named.contains(commit.as_str())
+                && objects::commit_metadata(&self.repo, commit).is_ok_and(ours)
+            {
+                self.repo
+                    .delete_object(ostree::ObjectType::Commit, commit, NO_CANCEL)
+                    .context(|| format!("cannot delete the commit {commit}"))?;
+            }
+        }
+        Ok(())
     }
 }
 

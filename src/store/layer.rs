@@ -13,8 +13,9 @@ use glib::prelude::*;
 use ostree::Repo;
 
 use super::layer_tree::{Builder, Built};
-use super::objects::Commit;
+use super::objects::{Commit, Sealed};
 use super::tar::TarStream;
+use super::tree::LayerRoot;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
@@ -27,8 +28,10 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// What an imported layer turned out to be.
 #[derive(Debug, Clone)]
 pub struct ImportedLayer {
-    /// Its commit.
-    pub commit: String,
+    /// Its commit, which is not written yet.
+    pub commit: Sealed,
+    /// Its root, for the merge.
+    pub root: LayerRoot,
     /// Digest of the uncompressed layer.
     pub diff_id: Digest,
     /// Bytes of the uncompressed layer.
@@ -105,9 +108,14 @@ pub fn import(
         meta: unpacked.built.meta,
         timestamp: super::now(),
     }
-    .write(repo)?;
+    .seal();
     Ok(ImportedLayer {
         commit,
+        root: LayerRoot {
+            tree: unpacked.built.tree,
+            meta: unpacked.built.meta,
+            implied: unpacked.built.implied.iter().cloned().collect(),
+        },
         diff_id: unpacked.diff_id,
         uncompressed_size: unpacked.size,
         skipped: unpacked.built.skipped,

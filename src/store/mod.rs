@@ -18,6 +18,7 @@ pub mod objects;
 pub mod tar;
 pub mod tree;
 
+use std::cell::RefCell;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,9 +34,9 @@ use crate::image::{Descriptor, Digest, Manifest};
 use crate::safefs::{self, Lock};
 use crate::selinux::Labels;
 use crate::{fail, image};
-use objects::{Commit, DirMeta, DirTree, NO_CANCEL, write_dirmeta, write_dirtree};
+use objects::{Commit, DirMeta, DirTree, NO_CANCEL, Sealed, write_dirmeta, write_dirtree};
 
-pub use tree::ImageTree;
+pub use tree::{ImageTree, LayerRoot};
 
 /// The repository of a host that has `OSTree` for itself.
 const HOST_REPOSITORY: &str = "/ostree/repo";
@@ -86,7 +87,7 @@ impl Store {
 
     fn open_locked(config: &Config, mode: safefs::Mode) -> Result<Self> {
         safefs::make_private_dir(config.checkouts.as_std_path())?;
-        for own in [".locks", ".journal"] {
+        for own in [".locks", ".journal", ".ledger"] {
             safefs::make_private_dir(config.checkouts.join(own).as_std_path())?;
         }
         let lock = Lock::take(
@@ -187,15 +188,21 @@ impl Store {
             store: self,
             transaction,
             labels: Labels::of_host()?,
+            commits: RefCell::default(),
         })
     }
 }
 
-/// A transaction that brings one image in.
+/// What brings one image in.
+///
+/// Trees and files are written and made durable first, commits and refs after them: libostree
+/// moves what a transaction wrote into place in no order, and a commit that a kill left without its
+/// tree would be a repository that is damaged.
 pub struct Import<'s> {
     store: &'s Store,
     transaction: ostree::TransactionGuard<'s>,
     labels: Option<Labels>,
+    commits: RefCell<Vec<(String, Sealed)>>,
 }
 
 impl Import<'_> {
@@ -212,7 +219,7 @@ impl Import<'_> {
             self.store.max_layer_bytes,
             input,
         )?;
-        self.set_ref(&blob_ref(descriptor.digest), &imported.commit);
+        self.keep(blob_ref(descriptor.digest), imported.commit.clone());
         Ok(imported)
     }
 
@@ -221,17 +228,17 @@ impl Import<'_> {
         let commit = self.single_file("content", bytes, &format!("config {digest}"), |size| {
             vec![("docker.size", size.to_variant())]
         })?;
-        self.set_ref(&blob_ref(digest), &commit);
+        self.keep(blob_ref(digest), commit);
         Ok(())
     }
 
-    /// Keep a manifest under `name`, and the merged tree of its layers (commits, base first).
+    /// Keep a manifest under `name`, and the merged tree of its layers, base first.
     pub fn image(
         &self,
         name: &image::Name,
         manifest: &[u8],
         digest: Digest,
-        layers: &[String],
+        layers: &[LayerRoot],
     ) -> Result<()> {
         let text = std::str::from_utf8(manifest)
             .kind(Kind::Invalid, || "the manifest is not UTF-8".into())?;
@@ -243,12 +250,12 @@ impl Import<'_> {
             ]
         })?;
         self.tree(digest, layers)?;
-        self.set_ref(&image_ref(&name.to_string()), &commit);
+        self.keep(image_ref(&name.to_string()), commit);
         Ok(())
     }
 
     /// Write the merged tree of an image's layers and return its commit.
-    pub fn tree(&self, manifest: Digest, layers: &[String]) -> Result<String> {
+    pub fn tree(&self, manifest: Digest, layers: &[LayerRoot]) -> Result<String> {
         let (tree, meta) = tree::merge(&self.store.repo, layers)?;
         let commit = Commit {
             subject: &format!("tree of {manifest}"),
@@ -257,23 +264,27 @@ impl Import<'_> {
             meta,
             timestamp: now(),
         }
-        .write(&self.store.repo)?;
-        self.set_ref(&tree_ref(manifest), &commit);
-        Ok(commit)
+        .seal();
+        let checksum = commit.checksum.clone();
+        self.keep(tree_ref(manifest), commit);
+        Ok(checksum)
     }
 
-    /// Make everything visible and durable at once.
+    /// Make everything durable, then visible at once.
     pub fn commit(self) -> Result<()> {
-        self.transaction
-            .commit(NO_CANCEL)
-            .map(|_| ())
-            .context(|| "cannot commit to the repository".into())
+        let failed = || "cannot commit to the repository".into();
+        self.transaction.commit(NO_CANCEL).context(failed)?;
+        let repo = &self.store.repo;
+        let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
+        for (name, commit) in self.commits.take() {
+            commit.write(repo)?;
+            repo.transaction_set_ref(None, &name, Some(&commit.checksum));
+        }
+        transaction.commit(NO_CANCEL).map(|_| ()).context(failed)
     }
 
-    fn set_ref(&self, name: &str, commit: &str) {
-        self.store
-            .repo
-            .transaction_set_ref(None, name, Some(commit));
+    fn keep(&self, name: String, commit: Sealed) {
+        self.commits.borrow_mut().push((name, commit));
     }
 
     fn single_file<'k>(
@@ -282,7 +293,7 @@ impl Import<'_> {
         bytes: &[u8],
         subject: &str,
         metadata: impl FnOnce(String) -> Vec<(&'k str, glib::Variant)>,
-    ) -> Result<String> {
+    ) -> Result<Sealed> {
         let repo = &self.store.repo;
         let written = repo
             .write_regfile_inline(None, 0, 0, 0o100_644, None, bytes, NO_CANCEL)
@@ -290,14 +301,14 @@ impl Import<'_> {
         let mut tree = DirTree::default();
         tree.files
             .insert(file.to_owned(), objects::checksum(&written)?);
-        Commit {
+        Ok(Commit {
             subject,
             metadata: metadata(bytes.len().to_string()),
             tree: write_dirtree(repo, &tree)?,
             meta: write_dirmeta(repo, &DirMeta::default())?,
             timestamp: now(),
         }
-        .write(repo)
+        .seal())
     }
 }
 

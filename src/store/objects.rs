@@ -145,9 +145,17 @@ pub struct Commit<'a> {
     pub timestamp: u64,
 }
 
+/// A commit as it will be written, with the checksum it will have.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    variant: Variant,
+    /// Its checksum as text.
+    pub checksum: String,
+}
+
 impl Commit<'_> {
-    /// Write it and return its checksum as text.
-    pub fn write(&self, repo: &Repo) -> Result<String> {
+    /// Put it together without writing it.
+    pub fn seal(&self) -> Sealed {
         let dict = VariantDict::new(None);
         for (key, value) in &self.metadata {
             dict.insert_value(key, value);
@@ -162,7 +170,22 @@ impl Commit<'_> {
             self.tree.to_vec().to_variant(),
             self.meta.to_vec().to_variant(),
         ]);
-        Ok(hex(&write(repo, ObjectType::Commit, &variant)?))
+        let checksum = crate::image::Digest::of(variant.data()).hex();
+        Sealed { variant, checksum }
+    }
+}
+
+impl Sealed {
+    /// Write it. Its tree must be there, for good: whoever finds a commit goes on to its tree.
+    pub fn write(&self, repo: &Repo) -> Result<()> {
+        let written = hex(&write(repo, ObjectType::Commit, &self.variant)?);
+        if written != self.checksum {
+            return Err(Error::new(
+                Kind::Failed,
+                format!("the commit {written} was expected to be {}", self.checksum),
+            ));
+        }
+        Ok(())
     }
 }
 

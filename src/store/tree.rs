@@ -33,20 +33,45 @@ struct OpenDir {
     dirs: BTreeMap<String, Merged>,
 }
 
-/// Lay the trees of `layer_commits`, base first, over each other and write the result. Returns its
-/// root: tree and metadata.
-pub fn merge(repo: &Repo, layer_commits: &[String]) -> Result<(Checksum, Checksum)> {
-    let mut merged: Option<Merged> = None;
-    for commit in layer_commits {
+/// The root of a layer.
+#[derive(Debug, Clone)]
+pub struct LayerRoot {
+    /// Its tree.
+    pub tree: Checksum,
+    /// Owner and mode of its root.
+    pub meta: Checksum,
+    /// Directories its archive implied without declaring them.
+    pub implied: HashSet<String>,
+}
+
+impl LayerRoot {
+    /// The root of a layer that is in the store.
+    pub fn of_commit(repo: &Repo, commit: &str) -> Result<Self> {
         let (tree, meta) = commit_root(repo, commit)?;
-        let implied: HashSet<String> = commit_metadata(repo, commit)?
+        let implied = commit_metadata(repo, commit)?
             .lookup_value("atomic-rs.implied", None)
             .and_then(|value| value.get::<Vec<String>>())
             .unwrap_or_default()
             .into_iter()
             .collect();
-        let layer = Layer { repo, implied };
-        merged = Some(layer.over(merged, &tree, meta, "")?);
+        Ok(Self {
+            tree,
+            meta,
+            implied,
+        })
+    }
+}
+
+/// Lay the trees of `layers`, base first, over each other and write the result. Returns its root:
+/// tree and metadata.
+pub fn merge(repo: &Repo, layers: &[LayerRoot]) -> Result<(Checksum, Checksum)> {
+    let mut merged: Option<Merged> = None;
+    for root in layers {
+        let layer = Layer {
+            repo,
+            implied: &root.implied,
+        };
+        merged = Some(layer.over(merged, &root.tree, root.meta, "")?);
     }
     let Some(merged) = merged else {
         fail!(Kind::Invalid, "the image has no layers");
@@ -56,7 +81,7 @@ pub fn merge(repo: &Repo, layer_commits: &[String]) -> Result<(Checksum, Checksu
 
 struct Layer<'r> {
     repo: &'r Repo,
-    implied: HashSet<String>,
+    implied: &'r HashSet<String>,
 }
 
 impl Layer<'_> {

@@ -1,13 +1,22 @@
 //! `org.freedesktop.systemd1.Manager`. Source: org.freedesktop.systemd1(5).
 
 use std::collections::HashMap;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 
+use zbus::fdo::PropertiesProxy;
 use zbus::{Connection, OwnedObjectPath, block_on, proxy};
 
 use crate::error::{Error, Kind, Result};
 use crate::fail;
+use crate::interrupt::Interrupt;
+
+/// How often a job under way is looked at for a limit or a signal.
+const POLL: Duration = Duration::from_millis(50);
+/// The interface with the properties of services.
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
 
 /// One row of `ListUnitsByNames`.
 type UnitRow = (
@@ -36,6 +45,8 @@ trait Systemd {
     async fn reload(&self) -> zbus::Result<()>;
     async fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     async fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    async fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
+    async fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
     async fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
     async fn enable_unit_files(
         &self,
@@ -81,6 +92,19 @@ impl UnitStatus {
     }
 }
 
+/// How a service is doing beyond its state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceState {
+    /// What it is doing.
+    pub status: UnitStatus,
+    /// `simple`, `forking`, `oneshot`, …
+    pub kind: String,
+    /// `success`, `exit-code`, `signal`, `timeout`, …
+    pub result: String,
+    /// How often systemd restarted it by itself since it was last started.
+    pub restarts: u32,
+}
+
 /// A connection to the service manager.
 #[derive(Debug)]
 pub struct Manager {
@@ -88,13 +112,17 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Connect to the system's manager.
+    /// Connect to the system's manager, or to the one of the user who runs us.
     ///
     /// # Errors
     /// [`Kind::Systemd`] where there is no D-Bus or no systemd.
-    pub fn system() -> Result<Self> {
+    pub fn connect(is_system: bool) -> Result<Self> {
         let connect = async {
-            let connection = Connection::system().await?;
+            let connection = if is_system {
+                Connection::system().await?
+            } else {
+                Connection::session().await?
+            };
             let proxy = SystemdProxy::new(&connection).await?;
             // Without a subscription systemd sends no signals about jobs.
             proxy.subscribe().await?;
@@ -103,9 +131,14 @@ impl Manager {
         block_on(connect)
             .map(|proxy| Self { proxy })
             .map_err(|error| {
+                let whose = if is_system {
+                    "systemd"
+                } else {
+                    "systemd --user"
+                };
                 Error::new(
                     Kind::Systemd,
-                    format!("cannot reach systemd over D-Bus: {error}"),
+                    format!("cannot reach {whose} over D-Bus: {error}"),
                 )
             })
     }
@@ -115,12 +148,72 @@ impl Manager {
         block_on(self.proxy.reload()).map_err(|error| explain("daemon-reload", &error))
     }
 
-    /// Start a unit and wait for the job to end.
+    /// Start a unit and wait for the job to end, at most for `limit`.
     ///
     /// # Errors
-    /// [`Kind::Systemd`] unless the job's result is `done`.
-    pub fn start(&self, unit: &str) -> Result<()> {
-        self.job(unit, "start")
+    /// [`Kind::Systemd`] unless the job's result is `done`; [`Kind::Interrupted`].
+    pub fn start(&self, unit: &str, limit: Option<Duration>, interrupt: &Interrupt) -> Result<()> {
+        let begun = Instant::now();
+        self.waiting(unit, "start", || {
+            interrupt.check()?;
+            match limit {
+                Some(limit) if begun.elapsed() > limit => fail!(
+                    Kind::Systemd,
+                    "{unit} did not start within {} seconds",
+                    limit.as_secs()
+                ),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Stop a unit whose new version was not good; what does not stop within `grace` is killed.
+    pub fn stop_soon(&self, unit: &str, grace: Duration) -> Result<()> {
+        if self.status(unit)?.load == "not-found" {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let mut killed = false;
+        self.waiting(unit, "stop", || {
+            if !killed && begun.elapsed() > grace {
+                killed = true;
+                // What is gone by now needs no kill.
+                let _ = block_on(self.proxy.kill_unit(
+                    unit,
+                    "all",
+                    rustix::process::Signal::KILL.as_raw(),
+                ));
+            }
+            Ok(())
+        })
+    }
+
+    /// Run a job on a thread of its own and look `meanwhile` whether to go on waiting. Where that
+    /// says no, the caller gets its error, and the job ends when another one takes its place.
+    fn waiting(
+        &self,
+        unit: &str,
+        verb: &'static str,
+        mut meanwhile: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let (done, result) = mpsc::channel();
+        let worker = Self {
+            proxy: self.proxy.clone(),
+        };
+        let name = unit.to_owned();
+        std::thread::spawn(move || {
+            // Nobody may be waiting any more.
+            let _ = done.send(worker.job(&name, verb));
+        });
+        loop {
+            match result.recv_timeout(POLL) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) => meanwhile()?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    fail!(Kind::Systemd, "the job to {verb} {unit} was lost")
+                }
+            }
+        }
     }
 
     /// Stop a unit and wait for the job to end; a unit that is not loaded is stopped.
@@ -157,6 +250,35 @@ impl Manager {
                 "systemd went away while it was to {verb} {unit}"
             ),
         }
+    }
+
+    /// How a service is doing.
+    pub fn service(&self, unit: &str) -> Result<ServiceState> {
+        let ask = async {
+            let path = self.proxy.load_unit(unit).await?;
+            let properties = PropertiesProxy::builder(self.proxy.inner().connection())
+                .destination("org.freedesktop.systemd1")
+                .path(path)
+                .build()
+                .await?;
+            let name = SERVICE.try_into()?;
+            Ok::<_, zbus::Error>(properties.get_all(name).await?)
+        };
+        let all = block_on(ask).map_err(|error| explain(&format!("look at {unit}"), &error))?;
+        let text = |key: &str| {
+            all.get(key)
+                .and_then(|value| value.downcast_ref::<String>().ok())
+                .unwrap_or_default()
+        };
+        Ok(ServiceState {
+            status: self.status(unit)?,
+            kind: text("Type"),
+            result: text("Result"),
+            restarts: all
+                .get("NRestarts")
+                .and_then(|value| value.downcast_ref::<u32>().ok())
+                .unwrap_or(0),
+        })
     }
 
     /// Forget that a unit failed, so that its start limit does not stand in the way.

@@ -4,8 +4,10 @@
 
 mod manager;
 pub mod tmpfiles;
+mod watch;
 
-pub use manager::{Manager, UnitStatus};
+pub use manager::{Manager, ServiceState, UnitStatus};
+pub use watch::Watch;
 
 use crate::command::Child;
 use crate::error::Error;
@@ -19,7 +21,7 @@ pub fn reload_without_bus() {
 }
 
 /// How many lines of a failed unit's journal an error shows.
-const FAILURE_LINES: u32 = 10;
+pub const FAILURE_LINES: u32 = 10;
 
 /// The same error with the last lines of the unit's journal, which say more.
 #[must_use]

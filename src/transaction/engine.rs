@@ -1,12 +1,14 @@
 //! The one executor of plans.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 
+use super::host::Host;
 use super::plan::{Direction, Journal, Phase, Plan};
-use super::step::{Host, Step};
-use crate::deployment::{ContainerName, Paths};
+use super::step::Step;
+use crate::deployment::{ContainerName, Entry, Ledger, Paths, Verdict};
 use crate::error::{Error, Kind, Result};
 use crate::safefs;
 use crate::systemd;
@@ -20,28 +22,39 @@ pub enum Applied {
     Back,
 }
 
+/// How long a version that was not good may take to stop before it is killed: what was running
+/// before waits for it.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What a change that was applied did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// From the stop of the old version to a new one that works; nothing if it did not run.
+    pub outage: Option<Duration>,
+}
+
 /// Apply a plan. The caller holds the container's lock and no lock of the store.
 ///
 /// # Errors
 /// Whatever stopped it; then everything is as it was before, unless the message says otherwise.
-pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<()> {
+pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<Report> {
     let _held = host.config().interrupt.hold();
     let paths = Paths::new(host.config(), &plan.name);
     let mut journal = Journal::new(plan.clone());
     match forward(host, &paths, &mut journal) {
-        Ok(()) => Ok(()),
+        Ok(report) => Ok(report),
         Err(error) => {
-            let error = with_unit_log(error, &journal);
+            let failure = Failure::new(error, &journal);
             if past_return(&journal) {
-                return Err(error);
+                return Err(failure.error);
             }
-            match back(host, &paths, &mut journal) {
-                Ok(()) => Err(said(error, plan)),
+            match back(host, &paths, &mut journal, Some(&failure)) {
+                Ok(()) => Err(failure.told(plan)),
                 Err(second) => Err(Error::new(
-                    error.kind(),
+                    failure.error.kind(),
                     format!(
-                        "{error}\nand returning to the state before failed: {second}\nrun \"atomic-rs recover {}\" when the cause is gone",
-                        plan.name
+                        "{}\nand returning to the state before failed: {second}\nrun \"atomic-rs recover {}\" when the cause is gone",
+                        failure.error, plan.name
                     ),
                 )),
             }
@@ -61,25 +74,26 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
     let verb = journal.plan.verb.clone();
     let committed = paths.current()? == journal.plan.to;
     if journal.direction == Direction::Back || !committed {
-        back(host, &paths, &mut journal)?;
+        back(host, &paths, &mut journal, None)?;
         return Ok(Some((verb, Applied::Back)));
     }
     if host.is_offline() {
         // Its files are complete; what is left needs systemd.
         return Ok(None);
     }
-    match resume(host, &paths, &mut journal) {
-        Ok(()) => Ok(Some((verb, Applied::Forward))),
+    match resume(host, &paths, &mut journal, None) {
+        Ok(_) => Ok(Some((verb, Applied::Forward))),
         Err(error) if past_return(&journal) => Err(error),
         Err(error) => {
-            tracing::warn!(%error, "the new deployment does not work");
-            back(host, &paths, &mut journal)?;
+            let failure = Failure::new(error, &journal);
+            tracing::warn!(error = %failure.error, "the new deployment does not work");
+            back(host, &paths, &mut journal, Some(&failure))?;
             Ok(Some((verb, Applied::Back)))
         }
     }
 }
 
-fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
+fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<Report> {
     let plan = journal.plan.clone();
     journal.save(paths)?;
     for step in &plan.stage {
@@ -89,6 +103,7 @@ fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> 
     sync(host, &plan.stage)?;
     // From the first renaming on it is quicker to finish than to return.
     host.config().interrupt.check()?;
+    let stopped = plan.was_active.then(Instant::now);
     if !plan.stop.is_empty() {
         enter(journal, paths, Phase::Stop)?;
         run(host, paths, &plan, &plan.stop)?;
@@ -101,32 +116,91 @@ fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> 
         }
         step.apply(host, paths, &plan)?;
     }
-    resume(host, paths, journal)
+    resume(host, paths, journal, stopped)
 }
 
-/// Everything behind the commit point.
-fn resume(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
+/// Everything behind the commit point. `stopped`: when the old version was.
+fn resume(
+    host: &Host<'_>,
+    paths: &Paths,
+    journal: &mut Journal,
+    stopped: Option<Instant>,
+) -> Result<Report> {
     let plan = journal.plan.clone();
+    let mut report = Report::default();
     if journal.phase < Phase::Close {
         enter(journal, paths, Phase::Prove)?;
         run(host, paths, &plan, &plan.prove)?;
+        report.outage = stopped
+            .zip(host.serving())
+            .map(|(from, to)| to.saturating_duration_since(from));
+        let verdict = if plan.is_watched() {
+            Verdict::Healthy
+        } else {
+            Verdict::Deployed
+        };
+        note(paths, &plan, verdict, None, report.outage)?;
         enter(journal, paths, Phase::Close)?;
     }
     run(host, paths, &plan, &plan.close)?;
-    Journal::remove(paths)
+    Journal::remove(paths)?;
+    Ok(report)
+}
+
+/// Write down how a deployment ended.
+fn note(
+    paths: &Paths,
+    plan: &Plan,
+    verdict: Verdict,
+    failure: Option<&Failure>,
+    outage: Option<Duration>,
+) -> Result<()> {
+    let (Some(subject), Some(slot)) = (&plan.subject, plan.to) else {
+        return Ok(());
+    };
+    let mut ledger = Ledger::load(paths)?;
+    ledger.policy.auto_update = subject.auto_update.or(ledger.policy.auto_update);
+    ledger.note(Entry {
+        id: plan.id.clone(),
+        time: crate::store::now(),
+        verb: plan.verb.clone(),
+        image: subject.image.clone(),
+        revision: subject.revision.clone(),
+        replaces: subject.replaces.clone(),
+        slot,
+        verdict,
+        reason: failure.map(|failure| failure.error.to_string()),
+        log: failure
+            .map(|failure| failure.log.lines().map(str::to_owned).collect())
+            .unwrap_or_default(),
+        outage_ms: outage.map(|outage| u64::try_from(outage.as_millis()).unwrap_or(u64::MAX)),
+    });
+    ledger.save(paths)
 }
 
 /// Undo a change, whole or in part, and leave the unit as it was.
-fn back(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
+fn back(
+    host: &Host<'_>,
+    paths: &Paths,
+    journal: &mut Journal,
+    failure: Option<&Failure>,
+) -> Result<()> {
     journal.direction = Direction::Back;
     journal.save(paths)?;
     let plan = journal.plan.clone();
+    if let Some(failure) = failure
+        && journal.phase >= Phase::Prove
+        && let Err(error) = note(paths, &plan, failure.verdict, Some(failure), None)
+    {
+        // The return matters more than what is written about it.
+        tracing::warn!(%error, "the ledger is not written");
+    }
     let unit = plan.name.unit();
     let stopped = journal.phase >= Phase::Stop;
     if journal.phase >= Phase::Switch {
         // The new version may be running (a reboot started it) or failing over and over: stop, then
         // start, never restart.
-        Step::StopUnit { unit: unit.clone() }.apply(host, paths, &plan)?;
+        host.with_manager(|manager| manager.stop_soon(&unit, GRACE))?;
     }
     if journal.phase >= Phase::Prove {
         undo(host, paths, &plan, &plan.prove)?;
@@ -158,7 +232,7 @@ fn back(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<()> {
             // It ran with them before; if it does need them, its start says so.
             tracing::warn!(%error, "cannot create what its tmpfiles say");
         }
-        Step::StartUnit { unit }.apply(host, paths, &plan)
+        Step::StartUnit { unit, limit: None }.apply(host, paths, &plan)
     } else {
         Ok(())
     };
@@ -222,26 +296,57 @@ fn directories(host: &Host<'_>, steps: &[Step]) -> BTreeSet<Utf8PathBuf> {
         .collect()
 }
 
-fn with_unit_log(error: Error, journal: &Journal) -> Error {
-    if error.kind() != Kind::Systemd || journal.phase != Phase::Prove {
-        return error;
-    }
-    systemd::with_journal(error, &journal.plan.name.unit())
+/// Why a change did not come to its end.
+struct Failure {
+    error: Error,
+    log: String,
+    verdict: Verdict,
 }
 
-fn said(error: Error, plan: &Plan) -> Error {
-    match plan.from {
-        Some(slot) if plan.was_active => Error::new(
-            error.kind(),
-            format!(
-                "{error}\ndeployment {slot} of {} is running again",
-                plan.name
-            ),
-        ),
-        Some(slot) => Error::new(
-            error.kind(),
-            format!("{error}\n{} is at deployment {slot} again", plan.name),
-        ),
-        None => error,
+impl Failure {
+    fn new(error: Error, journal: &Journal) -> Self {
+        // Only what systemd says of the started unit is the image's fault.
+        let of_unit = error.kind() == Kind::Systemd && journal.phase == Phase::Prove;
+        Self {
+            log: if of_unit {
+                systemd::journal_tail(&journal.plan.name.unit(), systemd::FAILURE_LINES)
+            } else {
+                String::new()
+            },
+            verdict: if of_unit {
+                Verdict::Returned
+            } else {
+                Verdict::Interrupted
+            },
+            error,
+        }
+    }
+
+    /// The error of a change that was undone.
+    fn told(self, plan: &Plan) -> Error {
+        let mut text = self.error.to_string();
+        if !self.log.is_empty() {
+            let unit = plan.name.unit();
+            text = format!("{text}\nlast lines of {unit}:\n{}", self.log);
+        }
+        if let Some(slot) = plan.from {
+            let name = &plan.name;
+            text = if plan.was_active {
+                format!("{text}\ndeployment {slot} of {name} is running again")
+            } else {
+                format!("{text}\n{name} is at deployment {slot} again")
+            };
+        }
+        if let Some(subject) = &plan.subject
+            && self.verdict == Verdict::Returned
+            && plan.from.is_some()
+            && subject.replaces.as_ref() != Some(&subject.revision)
+        {
+            text = format!(
+                "{text}\nthe image {} is on record as bad and is not deployed again without --force",
+                &subject.revision[..12.min(subject.revision.len())]
+            );
+        }
+        Error::new(self.error.kind(), text)
     }
 }

@@ -5,9 +5,12 @@
 //! if it did not.
 
 mod engine;
+mod host;
 mod plan;
+mod show;
 mod step;
 
-pub use engine::{Applied, apply, recover};
-pub use plan::{Direction, Journal, Phase, Plan};
-pub use step::{DeployFile, Host, Step};
+pub use engine::{Applied, Report, apply, recover};
+pub use host::Host;
+pub use plan::{Direction, Journal, Phase, Plan, Subject};
+pub use step::{DeployFile, Step};

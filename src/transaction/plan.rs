@@ -15,6 +15,20 @@ use crate::{fail, safefs};
 
 const FORMAT: u32 = 1;
 
+/// Which image a change brings, for the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// The image's name.
+    pub image: String,
+    /// Its id.
+    pub revision: String,
+    /// The id of the image it replaces.
+    pub replaces: Option<String>,
+    /// What was said about unattended updates, if anything.
+    #[serde(default)]
+    pub auto_update: Option<bool>,
+}
+
 /// A change to one container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -28,6 +42,9 @@ pub struct Plan {
     pub from: Option<Slot>,
     /// The deployment in use after.
     pub to: Option<Slot>,
+    /// What is deployed; nothing for an uninstallation.
+    #[serde(default)]
+    pub subject: Option<Subject>,
     /// Whether the unit ran before; then it runs afterwards, whichever way this ends.
     pub was_active: bool,
     /// Whether the unit was enabled before.
@@ -92,6 +109,7 @@ impl Plan {
             name: name.clone(),
             from,
             to,
+            subject: None,
             was_active: false,
             was_enabled: false,
             stage: Vec::new(),
@@ -100,6 +118,13 @@ impl Plan {
             prove: Vec::new(),
             close: Vec::new(),
         }
+    }
+
+    /// True if the new version is started and looked at.
+    pub fn is_watched(&self) -> bool {
+        self.prove
+            .iter()
+            .any(|step| matches!(step, Step::StartUnit { .. }))
     }
 
     /// All steps in order.

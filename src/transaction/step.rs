@@ -3,75 +3,21 @@
 //! Every step finds out from the disk what is already done, so that doing it twice is doing it
 //! once, and undoing what was not done is nothing.
 
-use std::cell::OnceCell;
-use std::fmt;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::host::Host;
 use super::plan::Plan;
-use crate::config::Config;
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
+use crate::runtime::Health;
 use crate::safefs;
 use crate::store::Store;
-use crate::systemd::{Manager, tmpfiles};
-
-/// The host a plan is applied to.
-pub struct Host<'c> {
-    config: &'c Config,
-    manager: OnceCell<Manager>,
-    offline: bool,
-}
-
-impl<'c> Host<'c> {
-    /// A host whose service manager is reached when first needed.
-    pub fn new(config: &'c Config) -> Self {
-        Self {
-            config,
-            manager: OnceCell::new(),
-            offline: false,
-        }
-    }
-
-    /// A host whose service manager is not up yet (early boot): steps change files only.
-    pub fn offline(config: &'c Config) -> Self {
-        Self {
-            offline: true,
-            ..Self::new(config)
-        }
-    }
-
-    /// Its configuration.
-    pub fn config(&self) -> &'c Config {
-        self.config
-    }
-
-    /// Its service manager.
-    pub fn manager(&self) -> Result<&Manager> {
-        if self.manager.get().is_none() {
-            // Nobody else sets it: the cell is ours and this is one thread.
-            let _ = self.manager.set(Manager::system()?);
-        }
-        self.manager.get().ok_or_else(|| {
-            crate::error::Error::new(crate::error::Kind::Systemd, "systemd cannot be reached")
-        })
-    }
-
-    /// True if the service manager is not up yet.
-    pub fn is_offline(&self) -> bool {
-        self.offline
-    }
-
-    fn with_manager(&self, act: impl FnOnce(&Manager) -> Result<()>) -> Result<()> {
-        if self.offline {
-            return Ok(());
-        }
-        act(self.manager()?)
-    }
-}
+use crate::systemd::{Manager, Watch, tmpfiles};
 
 /// A file of a deployment directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +128,20 @@ pub enum Step {
     StartUnit {
         /// The unit.
         unit: String,
+        /// Seconds it may take.
+        #[serde(default)]
+        limit: Option<u32>,
+    },
+    /// See that the unit stays healthy.
+    Watch {
+        /// The unit.
+        unit: String,
+        /// For how many seconds, counted from its start.
+        seconds: u32,
+        /// The command that tells from inside.
+        health: Option<Health>,
+        /// The runtime that runs the command.
+        runtime: String,
     },
     /// Drop the deployment that gave way.
     DropDeployment {
@@ -222,7 +182,9 @@ impl Step {
                 remote.as_deref(),
                 files,
             ),
-            Self::SetRef { name, to, .. } => Store::open(host.config)?.set_ref(name, to.as_deref()),
+            Self::SetRef { name, to, .. } => {
+                Store::open(host.config())?.set_ref(name, to.as_deref())
+            }
             Self::StageFile {
                 target,
                 content,
@@ -287,16 +249,48 @@ impl Step {
             Self::Reenable { unit } => host.with_manager(|manager| manager.reenable(unit)),
             Self::CreateTmpfiles { file } => {
                 // At early boot systemd-tmpfiles-setup.service does it, with all file systems there.
-                if host.offline {
+                if host.is_offline() {
                     Ok(())
                 } else {
                     tmpfiles::create(file)
                 }
             }
-            Self::StartUnit { unit } => host.with_manager(|manager| {
+            Self::StartUnit { unit, limit } => host.with_manager(|manager| {
+                host.note_start();
                 manager.reset_failed(unit);
-                manager.start(unit)
+                let limit = limit.map(|seconds| Duration::from_secs(seconds.into()));
+                manager.start(unit, limit, &host.config().interrupt)?;
+                let watched = |step: &Self| matches!(step, Self::Watch { .. });
+                if !plan.prove.iter().any(watched) {
+                    host.note_serving();
+                }
+                Ok(())
             }),
+            Self::Watch {
+                unit,
+                seconds,
+                health,
+                runtime,
+            } => {
+                let watch = Watch {
+                    unit,
+                    begun: host.started().unwrap_or_else(Instant::now),
+                    length: Duration::from_secs((*seconds).into()),
+                    retries: health.as_ref().map_or(0, |health| health.retries),
+                };
+                let mut run = health
+                    .as_ref()
+                    .map(|health| |limit| health.run(runtime, plan.name.as_str(), limit));
+                host.with_manager(|manager| {
+                    watch.run(
+                        manager,
+                        &host.config().interrupt,
+                        run.as_mut()
+                            .map(|run| run as &mut dyn FnMut(Duration) -> Result<()>),
+                        || host.note_serving(),
+                    )
+                })
+            }
             Self::DropDeployment { slot } => {
                 safefs::remove_tree(paths.aside(*slot, id).as_std_path())
             }
@@ -318,7 +312,7 @@ impl Step {
         match self {
             Self::Deploy { slot, .. } => safefs::remove_tree(paths.staged(*slot, id).as_std_path()),
             Self::SetRef { name, from, .. } => {
-                Store::open(host.config)?.set_ref(name, from.as_deref())
+                Store::open(host.config())?.set_ref(name, from.as_deref())
             }
             Self::StageFile { target, .. } => safefs::remove_if_exists(&beside(target, id, "new")),
             Self::Disable { unit } if plan.was_enabled => {
@@ -400,7 +394,7 @@ fn deploy(
         .create(staged)
         .context(|| format!("cannot create {staged}"))?;
     if let Some(commit) = commit {
-        Store::open(host.config)?.check_out(commit, staged)?;
+        Store::open(host.config())?.check_out(commit, staged)?;
     }
     if let Some(remote) = remote {
         symlink(remote, staged.join("rootfs"))
@@ -448,54 +442,4 @@ fn exists_std(path: &Path) -> bool {
 
 fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
     safefs::rename(from.as_std_path(), to.as_std_path())
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slot_name = |slot: &Option<Slot>| {
-            slot.map_or_else(|| "nothing".to_owned(), |slot| format!("deployment {slot}"))
-        };
-        match self {
-            Self::Deploy { slot, remote, .. } => match remote {
-                Some(remote) => write!(f, "prepare deployment {slot} on {remote}"),
-                None => write!(f, "prepare deployment {slot}"),
-            },
-            Self::SetRef { name, to, .. } => match to {
-                Some(_) => write!(f, "pin the image by the ref {name}"),
-                None => write!(f, "remove the ref {name}"),
-            },
-            Self::StageFile { target, .. } => write!(f, "prepare {target}"),
-            Self::StopUnit { unit } => write!(f, "stop {unit}"),
-            Self::RemoveVolatile { lines } => {
-                write!(f, "empty")?;
-                for line in lines.lines() {
-                    write!(f, " {}", line.split_whitespace().nth(1).unwrap_or_default())?;
-                }
-                Ok(())
-            }
-            Self::Disable { unit } => write!(f, "disable {unit}"),
-            Self::PlaceDeployment { slot } => write!(f, "put deployment {slot} in place"),
-            Self::RemoveDeployment { slot } => write!(f, "remove deployment {slot}"),
-            Self::PlaceFile { target, replaces } => {
-                write!(
-                    f,
-                    "{} {target}",
-                    if *replaces { "replace" } else { "create" }
-                )
-            }
-            Self::RemoveFile { target } => write!(f, "remove {target}"),
-            Self::Switch { from, to } => {
-                write!(f, "switch from {} to {}", slot_name(from), slot_name(to))
-            }
-            Self::Reload => write!(f, "systemctl daemon-reload"),
-            Self::Enable { unit } => write!(f, "systemctl enable {unit}"),
-            Self::Reenable { unit } => write!(f, "systemctl reenable {unit}"),
-            Self::CreateTmpfiles { file } => write!(f, "systemd-tmpfiles --create {file}"),
-            Self::StartUnit { unit } => write!(f, "start {unit}"),
-            Self::DropDeployment { slot } => write!(f, "drop the replaced deployment {slot}"),
-            Self::DropFile { target } => write!(f, "drop the replaced {target}"),
-            Self::RemoveTree { path } => write!(f, "delete {path}"),
-            Self::RemoveEmptyDir { path } => write!(f, "remove {path} if empty"),
-        }
-    }
 }

@@ -271,6 +271,8 @@ fn furnish(root: &Path) {
         "b08dfa6083e7567a1921a715000001fb\n",
     )
     .unwrap();
+    // A test that is about the watch says how long it shall be.
+    std::fs::write(root.join("etc/atomic-rs.toml"), "watch = 1\n").unwrap();
     let bin = root.join("usr/local/bin");
     std::fs::create_dir_all(&bin).unwrap();
     std::fs::copy(program(), bin.join("atomic-rs")).unwrap();
