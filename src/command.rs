@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::interrupt::Interrupt;
 use crate::{fail, safefs};
 
 /// How much of a failed child's stderr goes into the error.
@@ -199,6 +200,43 @@ impl Child {
             );
         }
         Ok(finished.stdout)
+    }
+
+    /// Run it on our own stdin, stdout and stderr while signals to us are held: a signal is passed
+    /// on, and where that did not help within `grace`, `kill` has to.
+    pub fn status_held(
+        mut self,
+        interrupt: &Interrupt,
+        grace: Duration,
+        mut kill: impl FnMut(),
+    ) -> Result<ExitStatus> {
+        tracing::debug!(command = %self.line, "run");
+        let failed = |line: &str| format!("cannot run \"{line}\"");
+        let mut child = self
+            .command
+            .stdin(Stdio::inherit())
+            .spawn()
+            .context(|| failed(&self.line))?;
+        let mut asked: Option<Instant> = None;
+        loop {
+            if let Some(status) = child.try_wait().context(|| failed(&self.line))? {
+                return Ok(status);
+            }
+            match asked {
+                None if interrupt.check().is_err() => {
+                    asked = Some(Instant::now());
+                    let pid = rustix::process::Pid::from_child(&child);
+                    // It may be gone by now.
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                }
+                Some(since) if since.elapsed() > grace => {
+                    asked = Some(Instant::now());
+                    kill();
+                }
+                _ => {}
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Run it on our own stdin, stdout and stderr.

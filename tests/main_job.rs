@@ -1247,16 +1247,6 @@ fn images_that_want_more_than_a_service_are_told_apart() {
     assert!(!host.exists("/usr/local/lib/secret-message"));
     host.ok("systemctl start hostfs");
     wait_for_answer(port, "Hi World");
-    let once = host.atomic(&format!(
-        "install --name once --set RECEIVER=Pluto {}",
-        registry.name("runonce")
-    ));
-    assert_eq!(once.code(), 1);
-    assert!(
-        once.err().contains("Only readonly images are supported"),
-        "{}",
-        once.err()
-    );
     host.atomic_ok(&format!("install --name null {}", registry.name("null")));
     assert!(host.atomic_ok("images list").contains("/null"));
 }

@@ -8,6 +8,7 @@ use super::Call;
 use super::args::ListArgs;
 use super::containers::parse_filters;
 use crate::container::list::local_time;
+use crate::container::run;
 use crate::deployment::{Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
 use crate::fail;
@@ -337,6 +338,7 @@ impl Prune {
         if Store::open_existing(call.config)?.is_none() {
             return Ok(ExitCode::SUCCESS);
         }
+        run::sweep(call.config)?;
         let store = Store::open_exclusive(call.config)?;
         let mut removed = Vec::new();
         let (objects, bytes) = store.prune(|name| removed.push(name.to_owned()))?;

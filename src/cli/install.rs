@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
 use super::{Call, require_root};
-use crate::container::{self, Outcome, remote_rootfs};
+use crate::container::{self, Outcome, remote_rootfs, run};
 use crate::deployment::{ContainerName, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
@@ -152,6 +152,24 @@ impl Install {
         } else {
             self.source.ensure(call, &store, &reference)?
         };
+        if run::is_once(&store, &stored)? {
+            drop(store);
+            if self.change.is_dry() {
+                call.out.line(format!(
+                    "run {stored} once, which is what its label atomic.run says"
+                ))?;
+                return Ok(self.change.exit_code());
+            }
+            let request = run::Once {
+                name: Some(name),
+                image: stored,
+                values,
+                command: command.to_vec(),
+                runtime: self.runtime,
+            };
+            let status = run::once(call.config, &request)?;
+            return Ok(super::run::passed_on(status));
+        }
         drop(store);
         let request = container::Install {
             name,

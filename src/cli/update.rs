@@ -224,6 +224,7 @@ impl AutoUpdate {
         let code = many(call, &host, &names, Fetch::Always, &self.change)?;
         if !self.change.is_dry() {
             // What neither an image nor a deployment needs any more; both slots' pins stay.
+            container::run::sweep(call.config)?;
             crate::store::Store::open_exclusive(call.config)?.prune(|_| ())?;
         }
         Ok(code)

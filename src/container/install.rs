@@ -83,13 +83,14 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         config,
         &runtime,
         name,
-        slot,
+        &paths.slot(slot),
         &prepared.source(&image, Some(request.reference.to_string())),
         &Wishes {
             values: &request.values,
             options: &request.options,
             uuid: None,
             inherited: None,
+            once: false,
         },
     )?;
     if !rendered.info.persistent.is_empty() {

@@ -10,6 +10,7 @@ pub mod list;
 mod preview;
 mod render;
 mod rollback;
+pub mod run;
 mod uninstall;
 mod update;
 mod window;

@@ -64,6 +64,7 @@ pub(super) fn update(
         config: String::new(),
         unit: text(paths.unit()),
         tmpfiles: text(paths.tmpfiles()),
+        has_own_config: false,
         info: info.clone(),
         notes: Vec::new(),
     };

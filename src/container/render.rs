@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::exports::{ExportedText, Exports};
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::ImageConfig;
@@ -48,6 +48,8 @@ pub struct Wishes<'a> {
     pub uuid: Option<&'a str>,
     /// Values of a host taken over, whose own `--set` values cannot be told from defaults.
     pub inherited: Option<&'a BTreeMap<String, String>>,
+    /// A command that runs once, rather than a service.
+    pub once: bool,
 }
 
 /// The texts of a deployment.
@@ -59,25 +61,26 @@ pub struct Rendered {
     pub unit: Option<String>,
     /// The tmpfiles.d file, if anything is to be made.
     pub tmpfiles: Option<String>,
+    /// The image brought its own `config.json`.
+    pub has_own_config: bool,
     /// `info`
     pub info: Info,
     /// What a person should know.
     pub notes: Vec<String>,
 }
 
-/// Render everything for a deployment in `slot`.
+/// Render everything for a deployment in `destdir`.
 pub fn render(
     host: &Config,
     runtime: &Runtime,
     name: &ContainerName,
-    slot: Slot,
+    destdir: &Utf8Path,
     source: &Source<'_>,
     wishes: &Wishes<'_>,
 ) -> Result<Rendered> {
     let paths = Paths::new(host, name);
-    let destdir = paths.slot(slot);
     let exports = Exports::read(source.files, source.image)?;
-    let variables = variables(host, runtime, name, &destdir, source, &exports, wishes);
+    let variables = variables(host, runtime, name, destdir, source, &exports, wishes);
     let rootfs = source
         .remote
         .clone()
@@ -111,10 +114,12 @@ pub fn render(
             options: wishes.options,
         })?),
     };
-    let uses_our_unit = exports.service.is_none();
+    let uses_our_unit = exports.service.is_none() && !wishes.once;
     let (config, directories) = match (own_config, &generated) {
         (Some(mut config), _) => {
-            adjust_config(&mut config, name, source.remote.as_deref(), uses_our_unit)?;
+            if !wishes.once {
+                adjust_config(&mut config, name, source.remote.as_deref(), uses_our_unit)?;
+            }
             let made = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
             let missing = missing_bind_sources(&config, &tmpfiles::directories(&made));
             (spec::to_text(&config), missing)
@@ -131,7 +136,7 @@ pub fn render(
         &directories,
         generated.is_some(),
     )?;
-    let has_service = !exports.manifest.no_container_service;
+    let has_service = !exports.manifest.no_container_service && !wishes.once;
     let unit = if !has_service {
         None
     } else if let Some(text) = &exports.service {
@@ -140,7 +145,7 @@ pub fn render(
         let unit = UnitInput {
             runtime,
             name,
-            destdir: &destdir,
+            destdir,
             pidfile: variables.get("PIDFILE").unwrap_or_default(),
             tmpfiles: tmpfiles.is_some().then(|| paths.tmpfiles()),
         };
@@ -157,6 +162,7 @@ pub fn render(
         config,
         unit,
         tmpfiles,
+        has_own_config: generated.is_none(),
         info: Info {
             image: source.image.to_owned(),
             revision: source.id.to_owned(),

@@ -128,13 +128,14 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         config,
         &runtime,
         name,
-        to,
+        &paths.slot(to),
         &prepared.source(&image, reference),
         &Wishes {
             values: &values,
             options: &options,
             uuid: info.values.get("UUID").map(String::as_str),
             inherited: info.user_values.is_none().then_some(&info.values),
+            once: false,
         },
     )?;
     keep_on_record(&mut rendered.info, &info);

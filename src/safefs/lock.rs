@@ -25,6 +25,19 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// Take the lock of a file that exists, alone and without waiting; nothing if another process
+    /// holds it, or if there is no such file yet.
+    pub fn try_take(path: &Path) -> Result<Option<Self>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error).context(|| format!("cannot open the lock {}", path.display()));
+            }
+        };
+        Ok(file.try_lock().is_ok().then_some(Self { _file: file }))
+    }
+
     /// Take the lock, waiting for as long as another process holds it. After a second of waiting
     /// stderr is told that, and for `what`.
     pub fn take(path: &Path, mode: Mode, what: &str) -> Result<Self> {

@@ -156,6 +156,11 @@ impl Store {
 
     /// Check out `commit` as hard links into `directory/rootfs`, which must not exist.
     pub fn check_out(&self, commit: &str, directory: &Utf8Path) -> Result<()> {
+        self.check_out_as(commit, directory, "rootfs")
+    }
+
+    /// The same under another name than `rootfs`.
+    pub fn check_out_as(&self, commit: &str, directory: &Utf8Path, name: &str) -> Result<()> {
         let parent = std::fs::File::open(directory)
             .context(|| format!("cannot open the directory {directory}"))?;
         let options = RepoCheckoutAtOptions {
@@ -168,14 +173,8 @@ impl Store {
             ..Default::default()
         };
         self.repo
-            .checkout_at(
-                Some(&options),
-                parent.as_raw_fd(),
-                "rootfs",
-                commit,
-                NO_CANCEL,
-            )
-            .context(|| format!("cannot check out {commit} to {directory}/rootfs"))
+            .checkout_at(Some(&options), parent.as_raw_fd(), name, commit, NO_CANCEL)
+            .context(|| format!("cannot check out {commit} to {directory}/{name}"))
     }
 
     /// Start writing to the store; nothing is visible before [`Import::commit`].

@@ -21,6 +21,18 @@ pub fn create(file: &Utf8Path) -> Result<()> {
         .map(|_| ())
 }
 
+/// Create what `text`, in tmpfiles.d(5) syntax, says.
+pub fn create_text(text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    Child::new("systemd-tmpfiles")
+        .args(["--create", "-"])
+        .input(text.as_bytes())
+        .run()
+        .map(|_| ())
+}
+
 /// Remove what `text`, in tmpfiles.d(5) syntax, says.
 pub fn remove(text: &str) -> Result<()> {
     if text.is_empty() {

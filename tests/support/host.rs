@@ -27,6 +27,7 @@ pub struct Host {
     nspawn: Child,
     leader: u32,
     root: PathBuf,
+    _cgroups: Cgroups,
     scratch: Scratch,
 }
 
@@ -58,7 +59,11 @@ impl Host {
         let root = base.join("root");
         furnish(&root);
         let log = std::fs::File::create(scratch.join("console.log")).unwrap();
-        let mut nspawn = Command::new("systemd-nspawn")
+        let cgroups = Cgroups::new(&scratch);
+        let mut nspawn = Command::new("sh")
+            .arg("-c")
+            .arg(cgroups.enter("exec systemd-nspawn \"$@\""))
+            .arg("sh")
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .args([
                 "--quiet",
@@ -81,7 +86,7 @@ impl Host {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("systemd-nspawn cannot run: run \"make deps\"");
+            .expect("sh cannot run");
         std::fs::write(base.join("pid"), nspawn.id().to_string()).unwrap();
         let start = Instant::now();
         let leader = loop {
@@ -99,6 +104,7 @@ impl Host {
             nspawn,
             leader,
             root,
+            _cgroups: cgroups,
             scratch,
         };
         host.wait_until_up();
@@ -247,6 +253,74 @@ impl Drop for Host {
             .status();
         let _ = self.nspawn.wait();
         let _ = &self.root;
+    }
+}
+
+/// Control groups of a host's own: without them two hosts would share the one this test runs in, and
+/// the `web.service` of one would be stopped with that of the other.
+struct Cgroups(Vec<PathBuf>);
+
+impl Cgroups {
+    fn new(scratch: &Scratch) -> Self {
+        let name = scratch.path().file_name().unwrap().to_string_lossy();
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let paths: Vec<PathBuf> = mounts
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ').skip(1);
+                let (at, kind, options) = (words.next()?, words.next()?, words.next()?);
+                let wanted = kind == "cgroup2" || options.contains("name=systemd");
+                wanted.then(|| Path::new(at).join(format!("atomic-rs-tests-{name}")))
+            })
+            .collect();
+        for path in &paths {
+            sweep_cgroups(path.parent().unwrap());
+            std::fs::create_dir(path).unwrap();
+        }
+        Self(paths)
+    }
+
+    /// A shell script that runs `then` inside.
+    fn enter(&self, then: &str) -> String {
+        let enter = |path: &PathBuf| format!("echo $$ > {}/cgroup.procs; ", path.display());
+        self.0.iter().map(enter).collect::<String>() + then
+    }
+}
+
+/// Remove the groups of test programs that died.
+fn sweep_cgroups(parent: &Path) {
+    for entry in std::fs::read_dir(parent).unwrap().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let pid = name
+            .strip_prefix("atomic-rs-tests-")
+            .and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+}
+
+fn remove_cgroup(path: &Path) {
+    let _ = Command::new("find")
+        .arg(path)
+        .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
+        .stderr(Stdio::null())
+        .status();
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Killed processes take a moment to leave.
+            for _ in 0..100 {
+                remove_cgroup(path);
+                if !path.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 }
 

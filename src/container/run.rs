@@ -1,0 +1,343 @@
+//! Commands in containers: inside a running one, in a stopped one, or in a throwaway deployment of
+//! an image.
+//!
+//! # Format
+//! `C/.run/ID/` is the bundle of one command: `config.json`, `lock` (held while it runs), and for a
+//! throwaway deployment `lower/` (hard links into the repository), `upper/`, `work/` and `rootfs/`,
+//! where the overlay of these is mounted. That mount is in a namespace of its own, so that a kill
+//! leaves no mount behind; what else it leaves is swept by the next command.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use super::change;
+use super::install::Prepared;
+use super::render::{self, Wishes};
+use crate::command::Child;
+use crate::config::Config;
+use crate::deployment::{ContainerName, Info, Paths};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+use crate::runtime::Runtime;
+use crate::runtime::spec::{RunOptions, Writable};
+use crate::safefs::{self, Lock, Mode};
+use crate::store::Store;
+use crate::systemd::tmpfiles;
+use crate::transaction::Host;
+
+/// A label by which an image says that it is a command and no service.
+const ONCE_LABEL: &str = "atomic.run";
+
+/// How long a detached command may take to be started.
+const START_LIMIT: Duration = Duration::from_mins(1);
+
+/// A command to run in an installed container.
+#[derive(Debug, Clone)]
+pub struct Exec {
+    /// The container.
+    pub name: ContainerName,
+    /// The command.
+    pub command: Vec<String>,
+    /// Return at once; only where the container runs.
+    pub detach: bool,
+}
+
+/// A command to run in a throwaway deployment.
+#[derive(Debug, Clone)]
+pub struct Once {
+    /// The name it gets as `$NAME`; nothing: a unique one.
+    pub name: Option<ContainerName>,
+    /// The stored image.
+    pub image: String,
+    /// `--set`
+    pub values: BTreeMap<String, String>,
+    /// The command, in place of the image's.
+    pub command: Vec<String>,
+    /// `--runtime`
+    pub runtime: Option<String>,
+}
+
+/// True if an image says that it is a command and no service.
+pub fn is_once(store: &Store, image: &str) -> Result<bool> {
+    let image = store.find_one(image)?;
+    Ok(store.image_config(&image)?.label(ONCE_LABEL) == Some("once"))
+}
+
+/// Run a command in an installed container and return how it ended.
+///
+/// # Errors
+/// [`Kind::Usage`] for a detached command in a container that does not run.
+pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
+    let config = host.config();
+    let name = &request.name;
+    let slot = Paths::new(config, name).current()?.ok_or_else(|| {
+        Error::new(
+            Kind::NotFound,
+            format!("The container '{name}' doesn't exist"),
+        )
+    })?;
+    let paths = Paths::new(config, name);
+    let deployment = paths.slot(slot);
+    let info = Info::read(&deployment)?;
+    let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
+    if host.manager()?.status(&name.unit())?.is_active() {
+        let mut child = Child::new(runtime.path()).arg("exec");
+        if request.detach {
+            // Not on our output, which it would hold open.
+            let finished = child
+                .args(["--detach", name.as_str()])
+                .args(&request.command)
+                .output_within(START_LIMIT)?;
+            if !finished.status.success() {
+                let said = String::from_utf8_lossy(&finished.stdout);
+                fail!(Kind::Failed, "{}", said.trim());
+            }
+            return Ok(finished.status);
+        }
+        if is_terminal() {
+            child = child.arg("--tty");
+        }
+        return child.arg(name.as_str()).args(&request.command).status();
+    }
+    if request.detach {
+        fail!(
+            Kind::Usage,
+            "Cannot use --detach with not running containers"
+        );
+    }
+    let text = std::fs::read(deployment.join("config.json"))
+        .context(|| format!("cannot read {deployment}/config.json"))?;
+    let mut spec: Value = serde_json::from_slice(&text).kind(Kind::Invalid, || {
+        format!("{deployment}/config.json is not valid")
+    })?;
+    let rootfs = deployment.join("rootfs");
+    let rootfs = rootfs.canonicalize_utf8().unwrap_or(rootfs);
+    spec["root"] = json!({"path": rootfs, "readonly": true});
+    let bundle = Bundle::new(config)?;
+    fit(&mut spec, &request.command);
+    bundle.write(&spec)?;
+    if paths.tmpfiles().exists() {
+        tmpfiles::create(&paths.tmpfiles())?;
+    }
+    let _held = config.interrupt.hold();
+    Child::new(runtime.path())
+        .args(["run", "--bundle", bundle.path.as_str(), &bundle.container])
+        .status_held(&config.interrupt, grace(config), || {
+            bundle.kill(&runtime);
+        })
+}
+
+/// Run a command in a throwaway deployment of an image and return how it ended.
+pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
+    let store = Store::open(config)?;
+    let image = store.find_one(&request.image)?;
+    let runtime = Runtime::find(request.runtime.as_deref().or(config.runtime.as_deref()))?;
+    let bundle = Bundle::new(config)?;
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => bundle.container.parse()?,
+    };
+    let prepared = Prepared::new(&store, &image, None)?;
+    let options = RunOptions {
+        writable: Writable::No,
+        command: request.command.clone(),
+        entrypoint: None,
+        ..RunOptions::default()
+    };
+    let rendered = render::render(
+        config,
+        &runtime,
+        &name,
+        &bundle.path,
+        &prepared.source(&image, None),
+        &Wishes {
+            values: &request.values,
+            options: &options,
+            uuid: None,
+            inherited: None,
+            once: true,
+        },
+    )?;
+    let mut spec: Value = serde_json::from_str(&rendered.config)
+        .kind(Kind::Invalid, || "the configuration is not valid".into())?;
+    let own_config = rendered.has_own_config;
+    fit(&mut spec, if own_config { &request.command } else { &[] });
+    spec["root"] = json!({"path": "rootfs", "readonly": false});
+    bundle.write(&spec)?;
+    if let Some(commit) = &prepared.commit {
+        store.check_out_as(commit, &bundle.path, "lower")?;
+    }
+    drop(prepared);
+    drop(store);
+    for directory in ["upper", "work", "rootfs"] {
+        let path = bundle.path.join(directory);
+        std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?;
+    }
+    let _held = config.interrupt.hold();
+    let text = rendered.tmpfiles.unwrap_or_default();
+    tmpfiles::create_text(&text)?;
+    let options = format!(
+        "lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work",
+        bundle.path
+    );
+    let status = Child::new("unshare")
+        .args(["--mount", "--", "sh", "-c"])
+        .arg("mount -t overlay overlay -o \"$1\" \"$2\" && shift 2 && exec \"$@\"")
+        .args(["sh", options.as_str(), bundle.path.join("rootfs").as_str()])
+        .args([runtime.path(), "run", "--bundle", bundle.path.as_str()])
+        .arg(&bundle.container)
+        .status_held(&config.interrupt, grace(config), || {
+            bundle.kill(&runtime);
+        });
+    tmpfiles::remove(&tmpfiles::lines_below(&text, &config.run_directory))?;
+    for path in tmpfiles::directories(&tmpfiles::lines_below(&text, &config.run_directory))
+        .iter()
+        .rev()
+    {
+        // Others may use it as well.
+        let _ = std::fs::remove_dir(path);
+    }
+    status
+}
+
+/// How long a command may take to end when it is asked to.
+fn grace(config: &Config) -> Duration {
+    Duration::from_secs(config.stop_timeout.into())
+}
+
+/// Fit a configuration to a command at a terminal instead of a service.
+fn fit(spec: &mut Value, command: &[String]) {
+    if !command.is_empty() {
+        spec["process"]["args"] = json!(command);
+    }
+    spec["process"]["terminal"] = is_terminal().into();
+    // The unit's cgroup is the unit's.
+    if let Some(linux) = spec["linux"].as_object_mut() {
+        linux.remove("cgroupsPath");
+    }
+}
+
+fn is_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
+/// A bundle that goes when it is dropped; those of killed commands go when the next one is made.
+struct Bundle {
+    path: Utf8PathBuf,
+    /// The runtime's id.
+    container: String,
+    lock: Option<Lock>,
+}
+
+impl Bundle {
+    fn new(config: &Config) -> Result<Self> {
+        let _turn = sweep_in_turn(config)?;
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let container = format!("run-{}", &id[..12]);
+        let path = runs(config).join(&container);
+        safefs::make_private_dir(runs(config).as_std_path())?;
+        safefs::make_private_dir(path.as_std_path())?;
+        let lock = Lock::take(path.join("lock").as_std_path(), Mode::Exclusive, &container)?;
+        Ok(Self {
+            path,
+            container,
+            lock: Some(lock),
+        })
+    }
+
+    fn kill(&self, runtime: &Runtime) {
+        // What is gone needs no kill; its end is seen by whoever waits.
+        let _ = Child::new(runtime.path())
+            .args(["kill", &self.container, "KILL"])
+            .output();
+    }
+
+    fn write(&self, spec: &Value) -> Result<()> {
+        let text =
+            serde_json::to_vec_pretty(spec).context(|| "cannot write the configuration".into())?;
+        let path = self.path.join("config.json");
+        safefs::write_new_file(path.as_std_path(), &text, 0o600)
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        if let Err(error) = clear(&self.path, &self.container) {
+            tracing::warn!(%error, "the next command sweeps it");
+        }
+        self.lock.take();
+    }
+}
+
+fn runs(config: &Config) -> Utf8PathBuf {
+    config.checkouts.join(".run")
+}
+
+/// Remove what killed commands left.
+pub fn sweep(config: &Config) -> Result<()> {
+    if runs(config).is_dir() {
+        sweep_in_turn(config)?;
+    }
+    Ok(())
+}
+
+/// While the returned lock is held no other command makes or sweeps a bundle: a bundle without a
+/// lock of its own is one whose maker died.
+fn sweep_in_turn(config: &Config) -> Result<Lock> {
+    safefs::make_private_dir(config.checkouts.join(".locks").as_std_path())?;
+    let turn = Lock::take(
+        config.checkouts.join(".locks/.run").as_std_path(),
+        Mode::Exclusive,
+        "the throwaway deployments",
+    )?;
+    sweep_now(config)?;
+    Ok(turn)
+}
+
+fn sweep_now(config: &Config) -> Result<()> {
+    let Ok(entries) = runs(config).read_dir_utf8() else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let lock = path.join("lock");
+        // Whose lock is held is at work.
+        if lock.exists() && Lock::try_take(lock.as_std_path())?.is_none() {
+            continue;
+        }
+        clear(path, entry.file_name())?;
+    }
+    Ok(())
+}
+
+fn clear(path: &Utf8Path, container: &str) -> Result<()> {
+    for runtime in ["runc", "crun"] {
+        if let Ok(runtime) = Runtime::find(Some(runtime)) {
+            // Mostly there is nothing to delete.
+            let _ = Child::new(runtime.path())
+                .args(["delete", "--force", container])
+                .output();
+        }
+    }
+    safefs::remove_tree(path.as_std_path())
+}
+
+/// The container `name` if it is installed.
+pub fn installed(config: &Config, name: &str) -> Result<Option<ContainerName>> {
+    let Ok(name) = name.parse::<ContainerName>() else {
+        return Ok(None);
+    };
+    Ok(Paths::new(config, &name).current()?.map(|_| name))
+}
+
+/// What a container is doing: its row and its unit's state.
+pub fn status(host: &Host<'_>, name: &ContainerName) -> Result<super::list::Row> {
+    change::require(host.config(), name)?;
+    let status = host.manager()?.status(&name.unit())?;
+    Ok(super::list::row(host.config(), name, Some(&status)))
+}
