@@ -53,8 +53,8 @@ install: deps
 	$(CARGO) build --release
 	install -Dm755 target/release/atomic-rs $(DESTDIR)$(PREFIX)/bin/atomic-rs
 	for page in man/*.1; do install -Dm644 $$page $(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}; done
-	for unit in systemd/*; do \
-		sed 's|@BINDIR@|$(PREFIX)/bin|' $$unit | install -Dm644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
+	for unit in systemd/system/* systemd/user/*; do \
+		sed 's|@BINDIR@|$(PREFIX)/bin|' $$unit | install -Dm644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/$$unit; done
 	for template in templates/*.tera; do install -Dm644 $$template $(DESTDIR)$(PREFIX)/share/atomic-rs/templates/$${template##*/}; done
 	mkdir -p $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/atomic-rs completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/atomic-rs

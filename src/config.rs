@@ -103,16 +103,26 @@ impl Config {
         let repository = path_of("ATOMIC_OSTREE_REPO")
             .or(file.ostree_repository.filter(|_| is_system))
             .or_else(|| (!is_system).then(|| data.join("atomic/repo")));
+        let places = if is_system {
+            Places::of_system()
+        } else {
+            let uid = rustix::process::geteuid().as_raw();
+            Places::of_user(
+                &absolute(&home)?,
+                path_of("XDG_CONFIG_HOME").as_deref(),
+                &path_of("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into()),
+            )
+        };
         Ok(Self {
             checkouts: absolute(&checkouts)?,
             repository: repository.as_deref().map(absolute).transpose()?,
             runtime: env("RUNC_PATH").or(file.runtime),
             skopeo: env("SKOPEO_PATH").unwrap_or_else(|| "skopeo".into()),
-            units: "/etc/systemd/system".into(),
-            tmpfiles: "/etc/tmpfiles.d".into(),
-            run_directory: "/run".into(),
-            state_directory: "/var/lib".into(),
-            conf_directory: "/etc".into(),
+            units: places.units,
+            tmpfiles: places.tmpfiles,
+            run_directory: places.run,
+            state_directory: places.state,
+            conf_directory: places.conf,
             is_system,
             interrupt,
             templates: "/etc/atomic-rs/templates".into(),
@@ -122,6 +132,40 @@ impl Config {
             update_window: file.update_window,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
         })
+    }
+}
+
+/// Where a container's files outside of its checkout are.
+struct Places {
+    units: Utf8PathBuf,
+    tmpfiles: Utf8PathBuf,
+    run: Utf8PathBuf,
+    state: Utf8PathBuf,
+    conf: Utf8PathBuf,
+}
+
+impl Places {
+    fn of_system() -> Self {
+        Self {
+            units: "/etc/systemd/system".into(),
+            tmpfiles: "/etc/tmpfiles.d".into(),
+            run: "/run".into(),
+            state: "/var/lib".into(),
+            conf: "/etc".into(),
+        }
+    }
+
+    /// The original kept tmpfiles where nobody read them at boot; this is where
+    /// `systemd-tmpfiles --user` does.
+    fn of_user(home: &Utf8Path, config_home: Option<&Utf8Path>, runtime: &Utf8Path) -> Self {
+        let conf = config_home.map_or_else(|| home.join(".config"), Utf8Path::to_owned);
+        Self {
+            units: conf.join("systemd/user"),
+            tmpfiles: conf.join("user-tmpfiles.d"),
+            run: runtime.to_owned(),
+            state: home.join(".data"),
+            conf,
+        }
     }
 }
 

@@ -402,12 +402,20 @@ fn a_host_without_what_is_needed_is_told_so() {
 
     // Not root.
     host.ok("useradd someone");
+    let as_user = "setpriv --reuid someone --regid someone --clear-groups env HOME=/tmp/someone";
     let output = host.run(&format!(
-        "setpriv --reuid someone --regid someone --clear-groups atomic-rs install --name a {good}"
+        "{as_user} atomic-rs install --system --name a {good}"
     ));
     assert_eq!(output.code(), 1);
     assert!(
         output.err().starts_with("Only root can use --system\n"),
+        "{}",
+        output.err()
+    );
+    let output = host.run(&format!("{as_user} atomic-rs install --name a {good}"));
+    assert_eq!(output.code(), 1);
+    assert!(
+        output.err().contains("loginctl enable-linger"),
         "{}",
         output.err()
     );

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::args::{ChangeArgs, ListArgs};
-use super::{Call, ONLY_ROOT, require_root, rollback, uninstall, update};
+use super::{Call, rollback, uninstall, update};
 use crate::container::list::{self, Row};
 use crate::deployment::ContainerName;
 use crate::error::{Kind, Result};
@@ -93,7 +93,6 @@ impl Containers {
 impl List {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let filters = parse_filters(&self.filter, &FILTERS)?;
-        require_root(ONLY_ROOT)?;
         let mut rows = list::list(call.config)?;
         rows.retain(|row| (self.all || row.running) && filters.iter().all(|f| matches(row, f)));
         for row in &rows {
@@ -190,7 +189,6 @@ impl Delete {
             .iter()
             .map(|name| name.parse())
             .collect::<Result<_>>()?;
-        require_root(ONLY_ROOT)?;
         let rows: Vec<Row> = list::list(call.config)?
             .into_iter()
             .filter(|row| self.all || wanted.iter().any(|name| name.as_str() == row.name))

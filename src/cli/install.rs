@@ -3,11 +3,11 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 use clap::ValueEnum;
 
+use super::Call;
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
-use super::{Call, require_root};
 use crate::container::{self, Outcome, remote_rootfs, run};
 use crate::deployment::{ContainerName, Paths};
-use crate::error::{Context as _, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::pull::Remote;
 use crate::runtime::Runtime;
@@ -31,7 +31,8 @@ pub struct Install {
     /// Install as a service of the system (the default for root)
     #[arg(long)]
     system: bool,
-    /// With a value: run as this user of the image, in place of the image's own
+    /// Install as a service of yours (the default for everyone but root). With a value: run as this
+    /// user of the image, in place of the image's own
     #[arg(long, value_name = "USER[:GROUP]", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     user: Option<String>,
     /// Name of the container [default: from the image]
@@ -106,15 +107,21 @@ impl Install {
         let Some((image, command)) = self.image.split_first() else {
             fail!(Kind::Usage, "an image is missing");
         };
-        if self.user.as_deref() == Some("") {
-            fail!(
-                Kind::Usage,
-                "user containers are not supported by this version: --user needs a value, --user=NAME[:GROUP]"
-            );
+        // "--user" alone is whose service it is, with a value whom the container runs as.
+        let for_user = self.user.as_deref() == Some("");
+        let is_root = call.config.is_system;
+        if self.system && for_user {
+            fail!(Kind::Usage, "--system and --user exclude each other");
+        }
+        if self.system && !is_root {
+            return Err(Error::new(Kind::Permission, "Only root can use --system"));
+        }
+        if for_user && is_root {
+            fail!(Kind::Failed, "--user does not work for privileged user");
         }
         let values = self.set.values()?;
         let mut options = self.run.options(command)?;
-        options.user.clone_from(&self.user);
+        options.user = self.user.clone().filter(|user| !user.is_empty());
         options.health_cmd.clone_from(&self.watch.health_cmd);
         options.watch = self.watch.watch;
         let reference = self.source.reference(image)?;
@@ -126,7 +133,6 @@ impl Install {
                 .default_container_name()
                 .parse()?,
         };
-        require_root("Only root can use --system")?;
         // Known without the image, so said before anything is pulled.
         Runtime::find(self.runtime.as_deref().or(call.config.runtime.as_deref()))?;
         if Paths::new(call.config, &name).current()?.is_some() {

@@ -211,17 +211,6 @@ impl Verb {
     }
 }
 
-/// The system's containers are root's business; `message` says so.
-fn require_root(message: &str) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Permission, message))
-}
-
-/// For verbs on containers that exist.
-const ONLY_ROOT: &str = "Only root can use the system's containers";
-
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),

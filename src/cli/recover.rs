@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use super::{Call, ONLY_ROOT, require_root};
+use super::Call;
 use crate::container;
 use crate::deployment::ContainerName;
 use crate::error::Result;
@@ -25,7 +25,6 @@ impl Recover {
             .as_deref()
             .map(str::parse::<ContainerName>)
             .transpose()?;
-        require_root(ONLY_ROOT)?;
         let host = if self.offline {
             Host::offline(call.config)
         } else {

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
+use super::Call;
 use super::args::ChangeArgs;
-use super::{Call, ONLY_ROOT, require_root};
 use crate::container;
 use crate::deployment::ContainerName;
 use crate::error::Result;
@@ -20,7 +20,6 @@ pub struct Rollback {
 impl Rollback {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name: ContainerName = self.name.parse()?;
-        require_root(ONLY_ROOT)?;
         let host = Host::new(call.config);
         let change = container::rollback(&host, &name)?;
         call.out

@@ -2,8 +2,8 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::Call;
 use super::args::{SetArgs, SourceArgs};
-use super::{Call, ONLY_ROOT, require_root};
 use crate::command::Child;
 use crate::container::run::{self, Exec, Once};
 use crate::deployment::ContainerName;
@@ -101,7 +101,6 @@ impl Run {
             fail!(Kind::Usage, "a container or an image is missing");
         };
         let values = self.set.values()?;
-        require_root(ONLY_ROOT)?;
         if let Some(name) = run::installed(call.config, first)? {
             if command.is_empty() {
                 return start(call, &name);
@@ -149,7 +148,7 @@ fn start(call: &mut Call<'_>, name: &ContainerName) -> Result<ExitCode> {
     let unit = name.unit();
     systemd::Manager::connect(call.config.is_system)?
         .start(&unit, None, &call.config.interrupt)
-        .map_err(|error| systemd::with_journal(error, &unit))?;
+        .map_err(|error| systemd::with_journal(error, &unit, call.config.is_system))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -168,7 +167,6 @@ impl ExecArgs {
         let Some((name, command)) = self.words.split_first() else {
             fail!(Kind::Usage, "a container is missing");
         };
-        require_root(ONLY_ROOT)?;
         let request = Exec {
             name: installed(call, name)?,
             command: command.to_vec(),
@@ -188,7 +186,6 @@ impl Stop {
 
 impl Status {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        require_root(ONLY_ROOT)?;
         let Some(name) = run::installed(call.config, &self.name)? else {
             call.out
                 .note(format!("The container '{}' doesn't exist", self.name));
@@ -225,12 +222,11 @@ impl Status {
 impl Logs {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name = installed(call, &self.name)?;
-        let unit = if call.config.is_system {
-            "--unit"
-        } else {
-            "--user-unit"
-        };
-        let mut child = Child::new("journalctl").args([unit, &name.unit(), "--no-pager"]);
+        let mut child = Child::new("journalctl").args([
+            systemd::unit_option(call.config.is_system),
+            &name.unit(),
+            "--no-pager",
+        ]);
         if self.follow {
             child = child.arg("--follow");
         }
@@ -246,7 +242,6 @@ impl Logs {
 
 fn installed(call: &Call<'_>, text: &str) -> Result<ContainerName> {
     let name: ContainerName = text.parse()?;
-    require_root(ONLY_ROOT)?;
     run::installed(call.config, name.as_str())?.ok_or_else(|| {
         Error::new(
             Kind::NotFound,

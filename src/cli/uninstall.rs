@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
+use super::Call;
 use super::args::ChangeArgs;
-use super::{Call, ONLY_ROOT, require_root};
 use crate::container;
 use crate::deployment::ContainerName;
 use crate::error::Result;
@@ -23,7 +23,6 @@ pub struct Uninstall {
 impl Uninstall {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name: ContainerName = self.name.parse()?;
-        require_root(ONLY_ROOT)?;
         let host = Host::new(call.config);
         remove(call, &host, &name, self.purge, &self.change)
     }

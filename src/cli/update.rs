@@ -2,9 +2,9 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::Call;
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
 use super::output::PullProgress;
-use super::{Call, ONLY_ROOT, require_root};
 use crate::container::all::{self, How, Row, Status};
 use crate::container::{self, Fetch, list};
 use crate::deployment::ContainerName;
@@ -74,7 +74,6 @@ impl Update {
                 "Too few arguments.  Please specify the container"
             );
         }
-        require_root(ONLY_ROOT)?;
         let host = Host::new(call.config);
         host.manager()?;
         let fetch = match (pulls || self.pull) && !self.no_pull {
@@ -195,7 +194,6 @@ pub struct AutoUpdate {
 
 impl AutoUpdate {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        require_root(ONLY_ROOT)?;
         let host = Host::new(call.config);
         if let Some(name) = self.enable.as_deref().or(self.disable.as_deref()) {
             let wanted = self.enable.is_some();
@@ -261,7 +259,6 @@ impl Unpin {
 
 fn pin(call: &mut Call<'_>, name: &str, pinned: bool) -> Result<ExitCode> {
     let name: ContainerName = name.parse()?;
-    require_root(ONLY_ROOT)?;
     all::decide(&Host::new(call.config), &name, |policy| {
         policy.pinned = pinned;
     })?;
@@ -291,7 +288,6 @@ const HISTORY: [(&str, usize); 6] = [
 impl History {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name: ContainerName = self.name.parse()?;
-        require_root(ONLY_ROOT)?;
         let ledger = container::history(call.config, &name)?;
         if self.json {
             call.out.json(&json!({

@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
 use super::exports::{ExportedText, Exports};
+use crate::command::find_program;
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Error, Kind, Result};
@@ -14,6 +15,7 @@ use crate::fail;
 use crate::image::ImageConfig;
 use crate::runtime::mounts::{self, Directory};
 use crate::runtime::spec::{self, Generated, Input, RunOptions};
+use crate::runtime::userns::Mapping;
 use crate::runtime::{Health, Runtime, capabilities};
 use crate::safefs::Files;
 use crate::store::now;
@@ -115,16 +117,29 @@ pub fn render(
         })?),
     };
     let uses_our_unit = exports.service.is_none() && !wishes.once;
+    let mapping = (!host.is_system).then(Mapping::of_user);
+    let mut notes = Vec::new();
+    let mut fit = |config: &mut Value| -> Result<()> {
+        if let Some(mapping) = &mapping {
+            notes.extend(mapping.fit(config)?);
+        }
+        Ok(())
+    };
     let (config, directories) = match (own_config, &generated) {
         (Some(mut config), _) => {
             if !wishes.once {
                 adjust_config(&mut config, name, source.remote.as_deref(), uses_our_unit)?;
             }
+            fit(&mut config)?;
             let made = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
             let missing = missing_bind_sources(&config, &tmpfiles::directories(&made));
             (spec::to_text(&config), missing)
         }
-        (None, Some(generated)) => (generated.config.clone(), generated.directories.clone()),
+        (None, Some(generated)) => {
+            let mut config = parse_config(&generated.config)?;
+            fit(&mut config)?;
+            (spec::to_text(&config), generated.directories.clone())
+        }
         (None, None) => fail!(Kind::Failed, "no configuration was made"),
     };
 
@@ -148,10 +163,10 @@ pub fn render(
             destdir,
             pidfile: variables.get("PIDFILE").unwrap_or_default(),
             tmpfiles: tmpfiles.is_some().then(|| paths.tmpfiles()),
+            mapping: mapping.as_ref(),
         };
         Some(our_unit(host, source, wishes, generated.as_ref(), &unit)?)
     };
-    let mut notes = Vec::new();
     if exports.has_host_files {
         notes.push(format!(
             "the image {} has files for the host (exports/hostfs), which this version does not install",
@@ -331,8 +346,8 @@ fn missing_bind_sources(config: &Value, made: &[Utf8PathBuf]) -> Vec<Directory> 
                 kind: 'd',
                 path: source.into(),
                 mode: "0700".into(),
-                uid: rustix::process::getuid().as_raw(),
-                gid: rustix::process::getgid().as_raw(),
+                uid: rustix::process::getuid().as_raw().to_string(),
+                gid: rustix::process::getgid().as_raw().to_string(),
             });
         }
     }
@@ -375,6 +390,7 @@ struct UnitInput<'a> {
     destdir: &'a Utf8Path,
     pidfile: &'a str,
     tmpfiles: Option<Utf8PathBuf>,
+    mapping: Option<&'a Mapping>,
 }
 
 fn our_unit(
@@ -393,7 +409,35 @@ fn our_unit(
             || unit.name.to_string(),
             |title| format!("{} ({title})", unit.name),
         );
+    // Where the container's other users own files, only root of its namespace can clean up.
+    let run = host
+        .run_directory
+        .join("atomic-rs")
+        .join(unit.name.as_str());
+    let as_root = unit.mapping.map(|mapping| {
+        let words: Vec<String> = mapping
+            .as_root()
+            .iter()
+            .map(|word| {
+                find_program(word).map_or_else(
+                    || (*word).to_owned(),
+                    |path| path.to_string_lossy().into_owned(),
+                )
+            })
+            .collect();
+        words.join(" ")
+    });
+    let owned: Vec<&spec::Owned> = generated
+        .map(|generated| generated.owned.as_slice())
+        .unwrap_or_default()
+        .iter()
+        .filter(|_| unit.mapping.is_some_and(Mapping::has_range))
+        .collect();
     let values = json!({
+        "user": unit.mapping.is_some(),
+        "as_root": as_root,
+        "run": run,
+        "owned": owned,
         "name": unit.name,
         "description": description,
         "destdir": unit.destdir,

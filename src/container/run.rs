@@ -134,6 +134,12 @@ pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
 
 /// Run a command in a throwaway deployment of an image and return how it ended.
 pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
+    if !config.is_system {
+        fail!(
+            Kind::Permission,
+            "Only root can run an image that is not installed"
+        );
+    }
     let store = Store::open(config)?;
     let image = store.find_one(&request.image)?;
     let runtime = Runtime::find(request.runtime.as_deref().or(config.runtime.as_deref()))?;

@@ -6,6 +6,7 @@ pub mod mounts;
 mod passwd;
 mod seccomp;
 pub mod spec;
+pub mod userns;
 
 use camino::Utf8PathBuf;
 

@@ -41,12 +41,12 @@ pub struct Directory {
     pub kind: char,
     /// Where.
     pub path: Utf8PathBuf,
-    /// Octal, four digits.
+    /// Octal, four digits; `-` leaves an existing one as it is.
     pub mode: String,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
+    /// Owner; `-` likewise.
+    pub uid: String,
+    /// Group; `-` likewise.
+    pub gid: String,
 }
 
 pub(super) fn base_mounts() -> Vec<Value> {
@@ -131,8 +131,8 @@ pub(super) fn directory(kind: char, path: Utf8PathBuf, mode: u32, uid: u32, gid:
         kind,
         path,
         mode: format!("{mode:04o}"),
-        uid,
-        gid,
+        uid: uid.to_string(),
+        gid: gid.to_string(),
     }
 }
 

@@ -66,6 +66,17 @@ pub struct RunOptions {
     pub watch: Option<u32>,
 }
 
+/// A directory that another user of an ordinary user's container owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Owned {
+    /// `uid:gid` in the container.
+    pub owner: String,
+    /// Octal.
+    pub mode: String,
+    /// Where.
+    pub path: Utf8PathBuf,
+}
+
 /// A generated container.
 #[derive(Debug, Clone)]
 pub struct Generated {
@@ -75,6 +86,8 @@ pub struct Generated {
     pub directories: Vec<Directory>,
     /// Directories whose data survive uninstall.
     pub persistent: Vec<Utf8PathBuf>,
+    /// Directories that another user of the container owns.
+    pub owned: Vec<Owned>,
     /// The fifo that takes the container's output.
     pub output: Utf8PathBuf,
     /// The signal that asks the container to stop.
@@ -135,6 +148,11 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
             mounts.push(bind(file, file, &["bind", "rprivate", "ro"]));
         }
     }
+    let owned = if input.host.is_system {
+        Vec::new()
+    } else {
+        hand_over(&mut directories)
+    };
     let mut seen = BTreeSet::new();
     directories.retain(|directory| seen.insert(directory.path.clone()));
     let values = json!({
@@ -162,10 +180,33 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
         config: to_text(&parsed),
         directories,
         persistent,
+        owned,
         output,
         stop_signal: stop_signal(&run.stop_signal)?,
         notify: input.image.label(NOTIFY_LABEL) == Some("notify"),
     })
+}
+
+/// An ordinary user makes directories as their own; those of other users of the container are given
+/// away from inside its user namespace.
+fn hand_over(directories: &mut [Directory]) -> Vec<Owned> {
+    let mut owned = Vec::new();
+    for directory in directories {
+        if directory.uid == "0" && directory.gid == "0" {
+            directory.uid = rustix::process::geteuid().as_raw().to_string();
+            directory.gid = rustix::process::getegid().as_raw().to_string();
+            continue;
+        }
+        let unsaid = || "-".to_owned();
+        owned.push(Owned {
+            owner: format!("{}:{}", directory.uid, directory.gid),
+            mode: std::mem::replace(&mut directory.mode, unsaid()),
+            path: directory.path.clone(),
+        });
+        directory.uid = unsaid();
+        directory.gid = unsaid();
+    }
+    owned
 }
 
 /// `linux.cgroupsPath` of a container under one of our units.

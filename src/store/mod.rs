@@ -48,6 +48,7 @@ pub struct Store {
     repo: Repo,
     path: Utf8PathBuf,
     max_layer_bytes: u64,
+    is_system: bool,
     _lock: Lock,
 }
 
@@ -122,6 +123,7 @@ impl Store {
             repo,
             path,
             max_layer_bytes: config.max_layer_bytes,
+            is_system: config.is_system,
             _lock: lock,
         })
     }
@@ -164,7 +166,12 @@ impl Store {
         let parent = std::fs::File::open(directory)
             .context(|| format!("cannot open the directory {directory}"))?;
         let options = RepoCheckoutAtOptions {
-            mode: RepoCheckoutMode::None,
+            // An ordinary user cannot give files away; who owns what is in an attribute.
+            mode: if self.is_system {
+                RepoCheckoutMode::None
+            } else {
+                RepoCheckoutMode::User
+            },
             overwrite_mode: RepoCheckoutOverwriteMode::None,
             // Durability comes from one syncfs when the whole deployment is staged; and where a
             // file has as many links as its file system can count, it is copied.

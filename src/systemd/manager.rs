@@ -121,7 +121,9 @@ impl Manager {
             let connection = if is_system {
                 Connection::system().await?
             } else {
-                Connection::session().await?
+                zbus::connection::Builder::address(session_address().as_str())
+                    .build()
+                    .await?
             };
             let proxy = SystemdProxy::new(&connection).await?;
             // Without a subscription systemd sends no signals about jobs.
@@ -131,15 +133,14 @@ impl Manager {
         block_on(connect)
             .map(|proxy| Self { proxy })
             .map_err(|error| {
-                let whose = if is_system {
-                    "systemd"
+                let text = if is_system {
+                    format!("cannot reach systemd over D-Bus: {error}")
                 } else {
-                    "systemd --user"
+                    format!(
+                        "cannot reach systemd --user over D-Bus: {error}\nlog in, or have root run \"loginctl enable-linger\" for you"
+                    )
                 };
-                Error::new(
-                    Kind::Systemd,
-                    format!("cannot reach {whose} over D-Bus: {error}"),
-                )
+                Error::new(Kind::Systemd, text)
             })
     }
 
@@ -337,6 +338,15 @@ impl Manager {
             .map(|(name, _, load, active, sub, ..)| (name, UnitStatus { load, active, sub }))
             .collect())
     }
+}
+
+/// The bus of the user's own manager, also where nobody logged in set it up for us.
+fn session_address() -> String {
+    std::env::var("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|_| {
+        let runtime = std::env::var("XDG_RUNTIME_DIR")
+            .unwrap_or_else(|_| format!("/run/user/{}", rustix::process::geteuid().as_raw()));
+        format!("unix:path={runtime}/bus")
+    })
 }
 
 fn explain(what: &str, error: &zbus::Error) -> Error {

@@ -25,8 +25,8 @@ pub const FAILURE_LINES: u32 = 10;
 
 /// The same error with the last lines of the unit's journal, which say more.
 #[must_use]
-pub fn with_journal(error: Error, unit: &str) -> Error {
-    match journal_tail(unit, FAILURE_LINES) {
+pub fn with_journal(error: Error, unit: &str, is_system: bool) -> Error {
+    match journal_tail(unit, FAILURE_LINES, is_system) {
         tail if tail.is_empty() => error,
         tail => Error::new(
             error.kind(),
@@ -36,9 +36,10 @@ pub fn with_journal(error: Error, unit: &str) -> Error {
 }
 
 /// The last `lines` lines a unit wrote to the journal; empty where there is no journal.
-pub fn journal_tail(unit: &str, lines: u32) -> String {
+pub fn journal_tail(unit: &str, lines: u32, is_system: bool) -> String {
     Child::new("journalctl")
-        .args(["--quiet", "--no-pager", "--output=cat", "--unit", unit])
+        .args(["--quiet", "--no-pager", "--output=cat"])
+        .args([unit_option(is_system), unit])
         .arg(format!("--lines={lines}"))
         .output()
         .map(|finished| {
@@ -47,4 +48,9 @@ pub fn journal_tail(unit: &str, lines: u32) -> String {
                 .to_owned()
         })
         .unwrap_or_default()
+}
+
+/// The option by which journalctl takes a unit of the system or of the user.
+pub fn unit_option(is_system: bool) -> &'static str {
+    if is_system { "--unit" } else { "--user-unit" }
 }

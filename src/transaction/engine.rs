@@ -44,7 +44,7 @@ pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<Report> {
     match forward(host, &paths, &mut journal) {
         Ok(report) => Ok(report),
         Err(error) => {
-            let failure = Failure::new(error, &journal);
+            let failure = Failure::new(error, &journal, host.config().is_system);
             if past_return(&journal) {
                 return Err(failure.error);
             }
@@ -85,7 +85,7 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
         Ok(_) => Ok(Some((verb, Applied::Forward))),
         Err(error) if past_return(&journal) => Err(error),
         Err(error) => {
-            let failure = Failure::new(error, &journal);
+            let failure = Failure::new(error, &journal, host.config().is_system);
             tracing::warn!(error = %failure.error, "the new deployment does not work");
             back(host, &paths, &mut journal, Some(&failure))?;
             Ok(Some((verb, Applied::Back)))
@@ -304,12 +304,12 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(error: Error, journal: &Journal) -> Self {
+    fn new(error: Error, journal: &Journal, is_system: bool) -> Self {
         // Only what systemd says of the started unit is the image's fault.
         let of_unit = error.kind() == Kind::Systemd && journal.phase == Phase::Prove;
         Self {
             log: if of_unit {
-                systemd::journal_tail(&journal.plan.name.unit(), systemd::FAILURE_LINES)
+                systemd::journal_tail(&journal.plan.name.unit(), systemd::FAILURE_LINES, is_system)
             } else {
                 String::new()
             },

@@ -15,6 +15,7 @@ use super::plan::Plan;
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
 use crate::runtime::Health;
+use crate::runtime::userns::Mapping;
 use crate::safefs;
 use crate::store::Store;
 use crate::systemd::{Manager, Watch, tmpfiles};
@@ -200,7 +201,14 @@ impl Step {
             }
             Self::StopUnit { unit } => host.with_manager(|manager| manager.stop(unit)),
             Self::RemoveVolatile { lines } => {
-                if let Err(error) = tmpfiles::remove(lines) {
+                let removed = if host.config().is_system {
+                    tmpfiles::remove(lines)
+                } else {
+                    // What the container's other users own below is not ours to remove.
+                    let own = host.config().run_directory.join("atomic-rs");
+                    Mapping::of_user().remove_tree(&own.join(plan.name.as_str()))
+                };
+                if let Err(error) = removed {
                     tracing::warn!(%error, "volatile files are left");
                 }
                 Ok(())
@@ -295,7 +303,10 @@ impl Step {
                 safefs::remove_tree(paths.aside(*slot, id).as_std_path())
             }
             Self::DropFile { target } => safefs::remove_if_exists(&beside(target, id, "old")),
-            Self::RemoveTree { path } => safefs::remove_tree(path.as_std_path()),
+            Self::RemoveTree { path } => match safefs::remove_tree(path.as_std_path()) {
+                Err(_) if !host.config().is_system => Mapping::of_user().remove_tree(path),
+                removed => removed,
+            },
             Self::RemoveEmptyDir { path } => {
                 // Not empty means that it is still somebody's.
                 if let Err(error) = std::fs::remove_dir(path) {
