@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::Call;
 use super::args::ListArgs;
 use super::containers::parse_filters;
+use super::{Call, image};
 use crate::container::list::local_time;
 use crate::container::run;
 use crate::deployment::{Info, Paths, Slot, installed};
@@ -27,6 +27,11 @@ enum Verb {
     List(List),
     Delete(Delete),
     Prune(Prune),
+    Tag(image::Tag),
+    Info(image::ImageInfo),
+    Version(image::Version),
+    Verify(image::VerifyImage),
+    Update(image::UpdateImage),
 }
 
 /// List images
@@ -81,6 +86,11 @@ impl Images {
             Verb::List(verb) => verb.run(call),
             Verb::Delete(verb) => verb.run(call),
             Verb::Prune(verb) => verb.run(call),
+            Verb::Tag(verb) => verb.run(call),
+            Verb::Info(verb) => verb.run(call),
+            Verb::Version(verb) => verb.run(call),
+            Verb::Verify(verb) => verb.run(call),
+            Verb::Update(verb) => verb.run(call),
         }
     }
 }

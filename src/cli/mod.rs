@@ -6,6 +6,7 @@
 mod args;
 mod completion;
 mod containers;
+mod image;
 mod images;
 mod inspect;
 mod install;
@@ -16,6 +17,7 @@ mod rollback;
 mod run;
 mod uninstall;
 mod update;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -88,6 +90,8 @@ enum Verb {
     History(update::History),
     Pin(update::Pin),
     Unpin(update::Unpin),
+    Verify(verify::Verify),
+    Repair(verify::Repair),
     Uninstall(uninstall::Uninstall),
     Run(run::Run),
     Exec(run::ExecArgs),
@@ -170,6 +174,8 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::History(verb) => verb.run(&mut call),
         Verb::Pin(verb) => verb.run(&mut call),
         Verb::Unpin(verb) => verb.run(&mut call),
+        Verb::Verify(verb) => verb.run(&mut call),
+        Verb::Repair(verb) => verb.run(&mut call),
         Verb::Uninstall(verb) => verb.run(&mut call),
         Verb::Run(verb) => verb.run(&mut call),
         Verb::Exec(verb) => verb.run(&mut call),
@@ -196,6 +202,8 @@ impl Verb {
             Self::History(_) => "history",
             Self::Pin(_) => "pin",
             Self::Unpin(_) => "unpin",
+            Self::Verify(_) => "verify",
+            Self::Repair(_) => "repair",
             Self::Uninstall(_) => "uninstall",
             Self::Run(_) => "run",
             Self::Exec(_) => "exec",

@@ -1,11 +1,14 @@
 //! What an image brings under `/exports`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::safefs::Files;
+use crate::store::images::StoredImage;
+use crate::store::{ImageTree, Store};
+use crate::template;
 
 /// Templates and manifests are small.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
@@ -102,4 +105,39 @@ impl Exports {
             has_host_files: is_dir("/exports/hostfs")?,
         })
     }
+}
+
+/// A variable of an image's templates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateVariable {
+    /// Its name.
+    pub name: String,
+    /// Its value unless `--set` says otherwise.
+    pub default: Option<String>,
+    /// The host gives it.
+    pub set_by_host: bool,
+}
+
+/// The variables that an image's templates use, and where their values come from.
+pub fn template_variables(store: &Store, image: &StoredImage) -> Result<Vec<TemplateVariable>> {
+    let tree = ImageTree::open(store.repo(), &store.image_tree(image)?)?;
+    let exports = Exports::read(&tree, &image.name)?;
+    let mut names: BTreeSet<String> = exports.manifest.default_values.keys().cloned().collect();
+    let templates = [&exports.config, &exports.service, &exports.tmpfiles];
+    for text in templates.into_iter().flatten() {
+        if text.is_template {
+            names.extend(template::dollar::variables(&text.text));
+        }
+    }
+    for target in exports.manifest.rename_files.values() {
+        names.extend(template::dollar::variables(target));
+    }
+    Ok(names
+        .into_iter()
+        .map(|name| TemplateVariable {
+            default: exports.manifest.default_values.get(&name).cloned(),
+            set_by_host: template::variables::is_given(&name),
+            name,
+        })
+        .collect())
 }

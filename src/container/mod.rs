@@ -13,12 +13,15 @@ mod rollback;
 pub mod run;
 mod uninstall;
 mod update;
+mod verify;
 mod window;
 
 pub use change::{Change, Outcome, Preview, Recovered, recover_all};
+pub use exports::{TemplateVariable, template_variables};
 pub use inspect::history;
 pub use install::{Install, install, preview_fetch, remote_rootfs};
 pub use rollback::rollback;
 pub use uninstall::{Uninstalled, uninstall};
 pub use update::{Fetch, Update, update};
+pub use verify::{repair, verify};
 pub use window::Window;

@@ -55,6 +55,8 @@ pub struct Remote {
     config: Descriptor,
     layers: Vec<Descriptor>,
     name: Name,
+    /// The reference that goes on record.
+    recorded: String,
 }
 
 impl Remote {
@@ -78,6 +80,7 @@ impl Remote {
             config,
             layers,
             name,
+            recorded: reference.to_string(),
         })
     }
 
@@ -111,6 +114,19 @@ impl Remote {
         ImageConfig::parse(&self.source.read_blob(&self.config, MAX_CONFIG_BYTES)?)
     }
 
+    /// Bring it into the store under another name than its own, and with another reference on record.
+    pub fn fetch_as(
+        mut self,
+        config: &Config,
+        store: &Store,
+        (name, recorded): (&str, String),
+        progress: &mut dyn Progress,
+    ) -> Result<Pulled> {
+        self.name = name.parse()?;
+        self.recorded = recorded;
+        self.fetch(config, store, progress)
+    }
+
     /// Bring it into the store; only blobs that are missing are read.
     ///
     /// # Errors
@@ -135,7 +151,7 @@ impl Remote {
                 &self.source,
                 &self.fetched,
                 (&self.config, &self.layers),
-                &self.name,
+                (&self.name, &self.recorded),
                 progress,
             )?
         };
@@ -165,7 +181,7 @@ fn bring_in(
     source: &Source,
     fetched: &FetchedManifest,
     (config_descriptor, layers): (&Descriptor, &[Descriptor]),
-    name: &Name,
+    (name, recorded): (&Name, &str),
     progress: &mut dyn Progress,
 ) -> Result<(usize, u64)> {
     let missing = store::missing_blobs(store, &fetched.manifest)?;
@@ -235,7 +251,7 @@ fn bring_in(
     if missing.iter().any(|m| m.digest == config_descriptor.digest) {
         import.config(config_descriptor.digest, &config_bytes)?;
     }
-    import.image(name, &fetched.bytes, fetched.digest, &roots)?;
+    import.image(name, recorded, &fetched.bytes, fetched.digest, &roots)?;
     import.commit()?;
     Ok((wanted.len(), skipped))
 }

@@ -32,6 +32,8 @@ pub struct StoredImage {
     pub manifest_text: Option<String>,
     /// The manifest digest, or what stands for it in old stores.
     pub digest: Option<Digest>,
+    /// The full reference it was pulled by; old stores do not know.
+    pub source: Option<String>,
 }
 
 /// A layer or config in the store.
@@ -119,6 +121,7 @@ impl Store {
             manifest,
             manifest_text,
             digest,
+            source: metadata_string(&metadata, "atomic-rs.source"),
         })
     }
 
@@ -255,6 +258,11 @@ impl Store {
             }
         }
         Ok(sizes)
+    }
+
+    /// Give an image another name.
+    pub fn tag(&self, image: &StoredImage, name: &crate::image::Name) -> Result<()> {
+        self.set_ref(&image_ref(&name.to_string()), Some(&image.commit))
     }
 
     /// Remove an image's ref. Its layers stay until [`Self::prune`].

@@ -2,7 +2,7 @@
 //!
 //! # Refs and commits
 //! - `ociimage/<encoded name>`: an image. Tree: `/manifest.json`. Metadata: `docker.manifest` (the
-//!   exact text), `docker.digest`, `signatures`.
+//!   exact text), `docker.digest`, `signatures`; ours: `atomic-rs.source`, the reference it came by.
 //! - `ociimage/<64 hex>`: a layer (see [`layer`]) or an image config (tree: `/content`).
 //! - `ociimage-tree/<64 hex>`: the merged tree of the image with this manifest digest.
 //! - `atomic-deployment/<name>/<slot>`: the tree a deployment was made from; it keeps all that the
@@ -17,8 +17,9 @@ mod layer_tree;
 pub mod objects;
 pub mod tar;
 pub mod tree;
+pub mod verify;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -195,6 +196,7 @@ impl Store {
             transaction,
             labels: Labels::of_host()?,
             commits: RefCell::default(),
+            heals: Cell::new(false),
         })
     }
 }
@@ -209,6 +211,8 @@ pub struct Import<'s> {
     transaction: ostree::TransactionGuard<'s>,
     labels: Option<Labels>,
     commits: RefCell<Vec<(String, Sealed)>>,
+    /// Something that is there already was found damaged.
+    heals: Cell<bool>,
 }
 
 impl Import<'_> {
@@ -218,6 +222,9 @@ impl Import<'_> {
         descriptor: &Descriptor,
         input: impl std::io::Read,
     ) -> Result<layer::ImportedLayer> {
+        if self.store.is_marked_damaged(descriptor.digest)? {
+            self.heal(descriptor.digest)?;
+        }
         let imported = layer::import(
             &self.store.repo,
             self.labels.as_ref(),
@@ -231,6 +238,9 @@ impl Import<'_> {
 
     /// Keep an image config.
     pub fn config(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
+        if self.store.is_marked_damaged(digest)? {
+            self.heal(digest)?;
+        }
         let commit = self.single_file("content", bytes, &format!("config {digest}"), |size| {
             vec![("docker.size", size.to_variant())]
         })?;
@@ -239,20 +249,28 @@ impl Import<'_> {
     }
 
     /// Keep a manifest under `name`, and the merged tree of its layers, base first.
+    ///
+    /// `source`: the full reference to pull it again from.
     pub fn image(
         &self,
         name: &image::Name,
+        source: &str,
         manifest: &[u8],
         digest: Digest,
         layers: &[LayerRoot],
     ) -> Result<()> {
         let text = std::str::from_utf8(manifest)
             .kind(Kind::Invalid, || "the manifest is not UTF-8".into())?;
+        if self.heals.get() {
+            self.make_room(&image_ref(&name.to_string()))?;
+            self.make_room(&tree_ref(digest))?;
+        }
         let commit = self.single_file("manifest.json", manifest, &name.to_string(), |_| {
             vec![
                 ("docker.manifest", text.to_variant()),
                 ("docker.digest", digest.to_string().to_variant()),
                 ("signatures", "0".to_variant()),
+                ("atomic-rs.source", source.to_variant()),
             ]
         })?;
         self.tree(digest, layers)?;
@@ -282,11 +300,24 @@ impl Import<'_> {
         self.transaction.commit(NO_CANCEL).context(failed)?;
         let repo = &self.store.repo;
         let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
-        for (name, commit) in self.commits.take() {
+        let commits = self.commits.take();
+        for (name, commit) in &commits {
             commit.write(repo)?;
-            repo.transaction_set_ref(None, &name, Some(&commit.checksum));
+            repo.transaction_set_ref(None, name, Some(&commit.checksum));
         }
-        transaction.commit(NO_CANCEL).map(|_| ()).context(failed)
+        transaction.commit(NO_CANCEL).context(failed)?;
+        if self.heals.get() {
+            for (_, commit) in &commits {
+                repo.mark_commit_partial(&commit.checksum, false)
+                    .context(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn heal(&self, digest: Digest) -> Result<()> {
+        self.heals.set(true);
+        self.make_room(&blob_ref(digest))
     }
 
     fn keep(&self, name: String, commit: Sealed) {
@@ -325,7 +356,8 @@ pub fn missing_blobs<'m>(store: &Store, manifest: &'m Manifest) -> Result<Vec<&'
     };
     let mut missing: Vec<&Descriptor> = Vec::new();
     for descriptor in layers.iter().chain([config]) {
-        let there = store.resolve(&blob_ref(descriptor.digest))?.is_some();
+        let there = store.resolve(&blob_ref(descriptor.digest))?.is_some()
+            && !store.is_marked_damaged(descriptor.digest)?;
         if !there
             && !missing
                 .iter()

@@ -32,6 +32,23 @@ const RAW: [&str; 5] = [
     "ALL_PROCESS_CAPABILITIES",
 ];
 
+/// Given by the host unless `--set` says otherwise.
+const HOST: [&str; 8] = [
+    "RUN_DIRECTORY",
+    "STATE_DIRECTORY",
+    "CONF_DIRECTORY",
+    "PIDFILE",
+    "UUID",
+    "ALL_PROCESS_CAPABILITIES",
+    "RUNTIME",
+    "ATOMIC",
+];
+
+/// True if this variable has a value without anybody's saying so.
+pub fn is_given(name: &str) -> bool {
+    FORCED.contains(&name) || HOST.contains(&name)
+}
+
 /// Names and values.
 pub type Map = BTreeMap<String, String>;
 

@@ -72,10 +72,20 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
         return Ok(None);
     };
     let verb = journal.plan.verb.clone();
-    let committed = paths.current()? == journal.plan.to;
+    // What is made anew in its own place has no symlink to tell: there the journal decides.
+    let in_place = journal.plan.from == journal.plan.to;
+    let committed = if in_place {
+        journal.phase >= Phase::Switch
+    } else {
+        paths.current()? == journal.plan.to
+    };
     if journal.direction == Direction::Back || !committed {
         back(host, &paths, &mut journal, None)?;
         return Ok(Some((verb, Applied::Back)));
+    }
+    if in_place && journal.phase == Phase::Switch {
+        let plan = journal.plan.clone();
+        run(host, &paths, &plan, &plan.switch)?;
     }
     if host.is_offline() {
         // Its files are complete; what is left needs systemd.

@@ -1,0 +1,436 @@
+//! Verbs on single images: tag, info, version, verify, update.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::Call;
+use super::args::SourceArgs;
+use crate::container::template_variables;
+use crate::error::{Error, Kind, Result};
+use crate::fail;
+use crate::image::Reference;
+use crate::pull::Remote;
+use crate::store::Store;
+use crate::store::images::StoredImage;
+use crate::store::verify::MAX_SHOWN;
+
+/// Give an image another name
+#[derive(Debug, clap::Args)]
+pub struct Tag {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    source: String,
+    /// The name it gets as well
+    #[arg(value_name = "NAME")]
+    target: String,
+    #[arg(long, hide = true)]
+    storage: Option<String>,
+}
+
+/// Show an image's labels and the variables of its templates
+#[derive(Debug, clap::Args)]
+pub struct ImageInfo {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    storage: Option<String>,
+}
+
+/// Show the version of an image, by its labels or its id
+#[derive(Debug, clap::Args)]
+pub struct Version {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    storage: Option<String>,
+}
+
+#[allow(clippy::struct_excessive_bools)] // one flag each
+/// Read every object of images again, and ask the registry whether it has a newer one; exit 1 if
+/// anything is damaged or differs
+#[derive(Debug, clap::Args)]
+pub struct VerifyImage {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
+    /// All of them
+    #[arg(short, long)]
+    all: bool,
+    /// Do not read the objects
+    #[arg(long)]
+    no_validate: bool,
+    /// Do not ask the registry
+    #[arg(long)]
+    offline: bool,
+    /// Show images without differences as well
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// Pull images again
+#[derive(Debug, clap::Args)]
+pub struct UpdateImage {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
+    /// All of them
+    #[arg(short, long)]
+    all: bool,
+    #[arg(short, long, hide = true)]
+    force: bool,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+impl Tag {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let target: Reference = self.target.parse()?;
+        let name = target.fallback_name()?;
+        let Some(store) = Store::open_existing(call.config)? else {
+            fail!(Kind::NotFound, "Cannot find image {}.", self.source);
+        };
+        let image = store.find_one(&self.source)?;
+        store.tag(&image, &name)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl ImageInfo {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let (store, image) = find(call, &self.image)?;
+        let config = store.image_config(&image)?;
+        let variables = template_variables(&store, &image)?;
+        if self.json {
+            call.out.json(&json!({
+                "version": 1,
+                "name": image.name,
+                "id": image.id(),
+                "labels": config.config.labels,
+                "variables": variables.iter().map(|variable| json!({
+                    "name": variable.name,
+                    "default": variable.default,
+                    "set_by_host": variable.set_by_host,
+                })).collect::<Vec<_>>(),
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        call.out.line(format!("Image Name: {}", image.name))?;
+        for (key, value) in &config.config.labels {
+            call.out.line(format!("{key}: {value}"))?;
+        }
+        let (with, without): (Vec<_>, Vec<_>) = variables
+            .iter()
+            .partition(|variable| variable.default.is_some() || variable.set_by_host);
+        for (heading, variables) in [
+            (
+                "Template variables with default value, but overridable with --set:",
+                with,
+            ),
+            (
+                "Template variables that has no default value, and must be set with --set:",
+                without,
+            ),
+        ] {
+            if variables.is_empty() {
+                continue;
+            }
+            call.out.line("\n")?;
+            call.out.line(heading)?;
+            for variable in variables {
+                let value = match &variable.default {
+                    _ if variable.set_by_host => "{SET_BY_OS}",
+                    Some(value) => value,
+                    None => "{DEF_VALUE}",
+                };
+                call.out.line(format!("{}: {value}", variable.name))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Version {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let (store, image) = find(call, &self.image)?;
+        let version = version(&store, &image)?;
+        let tags: Vec<String> = store
+            .inventory()?
+            .images
+            .into_iter()
+            .filter(|other| other.id() == image.id() && other.name != image.name)
+            .map(|other| other.name)
+            .collect();
+        if self.json {
+            call.out.json(&json!({
+                "version": 1, "name": image.name, "image_version": version,
+                "id": image.id(), "tags": tags,
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let id = image.id();
+        let mut rows = vec![vec![image.name.clone(), version, id[..12].to_owned()]];
+        rows.extend(
+            tags.into_iter()
+                .map(|tag| vec![format!("  Tag: {tag}"), String::new(), String::new()]),
+        );
+        call.out.table(
+            &[("IMAGE NAME", 12), ("VERSION", 9), ("IMAGE ID", 12)],
+            &rows,
+            true,
+            true,
+            0,
+        )?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl VerifyImage {
+    /// Verify one image by name, for the program's "verify".
+    pub fn of(image: String, json: bool, source: SourceArgs) -> Self {
+        Self {
+            image: Some(image),
+            all: false,
+            no_validate: false,
+            offline: false,
+            verbose: false,
+            json,
+            source,
+        }
+    }
+
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if self.all && self.image.is_some() {
+            fail!(
+                Kind::Usage,
+                "Incompatible options specified.  --all doesn't support an image name"
+            );
+        }
+        let Some(store) = Store::open_existing(call.config)? else {
+            fail!(Kind::NotFound, "there are no images");
+        };
+        let images = match &self.image {
+            Some(image) => vec![store.find_one(image)?],
+            None if self.all => store.inventory()?.images,
+            None => fail!(Kind::Usage, "Please specify the image name"),
+        };
+        let mut shown = Vec::new();
+        let mut bad = Vec::new();
+        for image in &images {
+            let damage = if self.no_validate {
+                Vec::new()
+            } else {
+                store.verify_image(image)?.lines()
+            };
+            for line in damage.iter().take(MAX_SHOWN) {
+                call.out.note(format!("{}: {line}", image.name));
+            }
+            if damage.len() > MAX_SHOWN {
+                call.out.note(format!(
+                    "{}: and {} more",
+                    image.name,
+                    damage.len() - MAX_SHOWN
+                ));
+            }
+            let remote = if self.offline {
+                None
+            } else {
+                self.newest(call, image)
+            };
+            let differs = remote.as_ref().is_some_and(|id| *id != image.id());
+            if differs || !damage.is_empty() {
+                bad.push(image.name.clone());
+            }
+            shown.push((image, damage, remote, differs));
+        }
+        if self.json {
+            let rows: Vec<_> = shown
+                .iter()
+                .map(|(image, damage, remote, differs)| {
+                    json!({"name": image.name, "id": image.id(), "remote_id": remote,
+                           "differs": differs, "damage": damage})
+                })
+                .collect();
+            call.out.json(&json!({"version": 1, "images": rows}))?;
+        } else {
+            let short = |id: &str| id[..12.min(id.len())].to_owned();
+            let rows: Vec<Vec<String>> = shown
+                .iter()
+                .filter(|(_, damage, _, differs)| self.verbose || *differs || !damage.is_empty())
+                .map(|(image, damage, remote, differs)| {
+                    vec![
+                        image.name.clone(),
+                        short(&image.id()),
+                        remote.as_deref().map(short).unwrap_or_default(),
+                        match (damage.is_empty(), differs) {
+                            (false, _) => "DAMAGED",
+                            (true, true) => "YES",
+                            (true, false) => "NO",
+                        }
+                        .to_owned(),
+                    ]
+                })
+                .collect();
+            if !rows.is_empty() {
+                call.out.table(
+                    &[
+                        ("NAME", 20),
+                        ("LOCAL VERSION", 13),
+                        ("REMOTE VERSION", 14),
+                        ("DIFFERS", 7),
+                    ],
+                    &rows,
+                    true,
+                    true,
+                    0,
+                )?;
+            }
+        }
+        if bad.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "not as in the registry: {}\n\"atomic-rs pull\" fetches what is damaged or newer",
+                bad.join(" ")
+            ),
+        ))
+    }
+
+    /// The id the registry has for the same name; nothing where it cannot be asked.
+    fn newest(&self, call: &mut Call<'_>, image: &StoredImage) -> Option<String> {
+        let from = image.source.as_deref().unwrap_or(&image.name);
+        let asked = self.source.reference(from).and_then(|reference| {
+            if reference.is_unqualified() {
+                fail!(
+                    Kind::NotFound,
+                    "Image {} not fully qualified: skipping",
+                    image.name
+                );
+            }
+            Remote::open(call.config, &reference, &self.source.access())
+        });
+        match asked {
+            Ok(remote) => Some(remote.digest().hex()),
+            Err(error) => {
+                call.out.note(error.to_string());
+                None
+            }
+        }
+    }
+}
+
+impl UpdateImage {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if self.force {
+            fail!(Kind::Usage, "--force is not supported by ostree images");
+        }
+        if self.all == self.image.is_some() {
+            fail!(Kind::Usage, "Please specify the image name, or --all");
+        }
+        let store = Store::open(call.config)?;
+        if let Some(image) = &self.image {
+            // A stored image goes the way it came.
+            let known = store.image(image)?.and_then(|image| image.source);
+            let reference = self.source.reference(known.as_deref().unwrap_or(image))?;
+            let pulled = self.source.pull(call, &store, &reference)?;
+            call.out
+                .line(format!("{} {}", pulled.name, pulled.digest))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut rows = Vec::new();
+        let mut failed = Vec::new();
+        for image in store.inventory()?.images {
+            let by_name = self.source.reference(&image.name);
+            let from = image.source.as_deref().unwrap_or(&image.name);
+            let reference = match (by_name, self.source.reference(from)) {
+                (Ok(name), Ok(reference)) if !name.is_unqualified() => reference,
+                _ => {
+                    call.out.note(format!(
+                        "Image {} not fully qualified: skipping",
+                        image.name
+                    ));
+                    continue;
+                }
+            };
+            call.out.line(format!("Checking image {}...", image.name))?;
+            let status = match self.source.pull(call, &store, &reference) {
+                Ok(pulled) if pulled.unchanged => "Updated",
+                Ok(_) => "Updated now",
+                Err(error) if matches!(error.kind(), Kind::Interrupted(_)) => return Err(error),
+                Err(error) => {
+                    call.out.note(error.to_string());
+                    failed.push(image.name.clone());
+                    "Could not pull"
+                }
+            };
+            let after = store
+                .image(&image.name)?
+                .map(|image| image.id())
+                .unwrap_or_default();
+            rows.push(vec![
+                image.name.clone(),
+                image.id(),
+                after,
+                status.to_owned(),
+            ]);
+        }
+        call.out.line("")?;
+        call.out.line("SUMMARY")?;
+        call.out.line("")?;
+        call.out.table(
+            &[
+                ("Image", 50),
+                ("Image ID before update", 32),
+                ("Image ID after update", 32),
+                ("Status", 14),
+            ],
+            &rows,
+            true,
+            false,
+            0,
+        )?;
+        if failed.is_empty() {
+            Ok(ExitCode::SUCCESS)
+        } else {
+            fail!(Kind::Failed, "not updated: {}", failed.join(" "))
+        }
+    }
+}
+
+fn find(call: &Call<'_>, name: &str) -> Result<(Store, StoredImage)> {
+    let Some(store) = Store::open_existing(call.config)? else {
+        fail!(Kind::NotFound, "Cannot find image {name}.");
+    };
+    let image = store.find_one(name)?;
+    Ok((store, image))
+}
+
+/// `Version-Release` by the labels, else the id.
+fn version(store: &Store, image: &StoredImage) -> Result<String> {
+    let config = store.image_config(image)?;
+    let label = |name: &str| {
+        [name.to_owned(), name.to_lowercase(), name.to_uppercase()]
+            .iter()
+            .find_map(|key| config.label(key).map(str::to_owned))
+    };
+    Ok(match (label("Version"), label("Release")) {
+        (Some(version), Some(release)) => format!("{version}-{release}"),
+        (Some(version), None) => version,
+        _ => image.id(),
+    })
+}

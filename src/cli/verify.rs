@@ -1,0 +1,83 @@
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::Call;
+use super::args::{ChangeArgs, SourceArgs};
+use super::image::VerifyImage;
+use super::output::PullProgress;
+use crate::container;
+use crate::container::run::installed;
+use crate::error::{Kind, Result};
+use crate::fail;
+use crate::store::verify::MAX_SHOWN;
+use crate::transaction::Host;
+
+/// Compare a container's deployment with what was deployed, file by file, or an image with its
+/// registry; exit 1 if anything differs
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// Installed container, or a stored image
+    #[arg(value_name = "NAME|IMAGE")]
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// Make a container's deployment anew as it was deployed; damage in the store is healed from the
+/// registry first
+#[derive(Debug, clap::Args)]
+pub struct Repair {
+    /// Installed container
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+impl Verify {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let Some(name) = installed(call.config, &self.name)? else {
+            return VerifyImage::of(self.name, self.json, self.source).run(call);
+        };
+        let problems = container::verify(call.config, &name)?;
+        if self.json {
+            call.out
+                .json(&json!({"version": 1, "name": name, "problems": problems}))?;
+        } else {
+            for problem in problems.iter().take(MAX_SHOWN) {
+                call.out.line(problem)?;
+            }
+            if problems.len() > MAX_SHOWN {
+                call.out
+                    .line(format!("and {} more", problems.len() - MAX_SHOWN))?;
+            }
+        }
+        if problems.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        fail!(
+            Kind::Invalid,
+            "{name} is not as it was deployed: \"atomic-rs repair {name}\" makes it so again"
+        )
+    }
+}
+
+impl Repair {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let name = self.name.parse()?;
+        let host = Host::new(call.config);
+        let change = container::repair(
+            &host,
+            &name,
+            &self.source.access(),
+            &mut PullProgress::new(),
+        )?;
+        self.change.show_or_apply(call, &host, &change)
+    }
+}

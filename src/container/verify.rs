@@ -1,0 +1,177 @@
+//! Is a deployment still what was deployed, and making it so again.
+
+use std::collections::HashSet;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::change::{self, Change};
+use super::effects::Effects;
+use super::update::current_image;
+use crate::config::Config;
+use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+use crate::image::Reference;
+use crate::pull::{Progress, Remote};
+use crate::store::Store;
+use crate::transaction::{DeployFile, Host, Plan, Step};
+use crate::transport::Access;
+
+/// What is wrong with the deployment in use; nothing if all is well.
+///
+/// Every file of the deployment is read, so a large one takes its time.
+pub fn verify(config: &Config, name: &ContainerName) -> Result<Vec<String>> {
+    let slot = change::require(config, name)?;
+    let paths = Paths::new(config, name);
+    let deployment = paths.slot(slot);
+    let info = Info::read(&deployment)?;
+    let mut problems = Vec::new();
+    for (installed, copy) in [
+        (paths.unit(), paths.unit_copy(&deployment)),
+        (paths.tmpfiles(), paths.tmpfiles_copy(&deployment)),
+    ] {
+        let read = |path: &Utf8PathBuf| std::fs::read(path).ok();
+        if read(&installed) != read(&copy) {
+            problems.push(format!("{installed} is not what was installed"));
+        }
+    }
+    if info.remote.is_some() {
+        // What is elsewhere is not ours to judge.
+        return Ok(problems);
+    }
+    let store = Store::open(config)?;
+    let image = current_image(&store, &info)?;
+    let tree = store.image_tree(&image)?;
+    problems.extend(store.verify_deployment(
+        &tree,
+        &deployment.join("rootfs"),
+        &mount_points(&deployment),
+    )?);
+    Ok(problems)
+}
+
+/// Compute the repair of the deployment in use: its image is healed from where it was pulled, if it
+/// is damaged, and the same deployment is made anew in the same slot.
+pub fn repair(
+    host: &Host<'_>,
+    name: &ContainerName,
+    access: &Access,
+    progress: &mut dyn Progress,
+) -> Result<Change> {
+    let config = host.config();
+    let (lock, slot) = change::lock_installed(host, name)?;
+    let paths = Paths::new(config, name);
+    let deployment = paths.slot(slot);
+    let info = Info::read(&deployment)?;
+    if info.remote.is_some() {
+        fail!(
+            Kind::Invalid,
+            "the root file system of {name} is elsewhere: there is nothing to repair"
+        );
+    }
+    let store = Store::open(config)?;
+    let image = current_image(&store, &info)?;
+    if !store.verify_image(&image)?.is_good() {
+        let recorded = info.source.clone().unwrap_or_else(|| info.image.clone());
+        let source: Reference = info.source.as_deref().unwrap_or(&info.image).parse()?;
+        let source = match image.digest {
+            Some(digest) => source.pinned_to(digest),
+            None => source,
+        };
+        let remote = Remote::open(config, &source, access)?;
+        if remote.digest().hex() != info.revision {
+            fail!(
+                Kind::NotFound,
+                "the store's copy of the image is damaged, and {source} is another one by now: update {name}, or roll it back"
+            );
+        }
+        remote.fetch_as(config, &store, (&info.image, recorded), progress)?;
+        let healed = store.verify_image(&current_image(&store, &info)?)?;
+        if !healed.is_good() {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("the image is still damaged: {}", healed.lines().join("; ")),
+            ));
+        }
+    }
+    let image = current_image(&store, &info)?;
+    let tree = store.image_tree(&image)?;
+    drop(store);
+    let mut plan = Plan::new("repair", name, Some(slot), Some(slot));
+    let files = deployment_files(&paths, slot)?;
+    let text = |name: &str| {
+        files
+            .iter()
+            .find(|file| file.name == name)
+            .map(|file| file.content.clone())
+    };
+    let unit = text(&name.unit());
+    let tmpfiles = text(&format!("tmpfiles-{name}.conf"));
+    let mut effects = Effects {
+        complete: true,
+        ..Effects::default()
+    };
+    effects.file(paths.unit(), unit.as_deref());
+    effects.file(paths.tmpfiles(), tmpfiles.as_deref());
+    plan.stage.push(Step::Deploy {
+        slot,
+        commit: Some(tree),
+        remote: None,
+        files,
+    });
+    plan.switch.push(Step::PlaceDeployment { slot });
+    plan.close.push(Step::DropDeployment { slot });
+    change::host_file_steps(&paths, &mut plan, unit.as_deref(), tmpfiles.as_deref());
+    change::switch_steps(
+        host,
+        &paths,
+        &mut plan,
+        Some(&info).filter(|_| unit.is_some()),
+        tmpfiles.is_some(),
+    )?;
+    Ok(Change {
+        plan,
+        effects,
+        notes: Vec::new(),
+        _lock: lock,
+    })
+}
+
+/// Where a deployment's `config.json` mounts something, with all directories above.
+fn mount_points(deployment: &Utf8Path) -> HashSet<String> {
+    let config = std::fs::read(deployment.join("config.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+        .unwrap_or_default();
+    config["mounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|mount| mount["destination"].as_str())
+        .flat_map(|path| Utf8Path::new(path).ancestors())
+        .map(|path| path.as_str().trim_start_matches('/').to_owned())
+        .collect()
+}
+
+/// Everything of a deployment but its root file system.
+fn deployment_files(paths: &Paths, slot: Slot) -> Result<Vec<DeployFile>> {
+    let deployment = paths.slot(slot);
+    let entries = deployment
+        .read_dir_utf8()
+        .context(|| format!("cannot list {deployment}"))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry.context(|| format!("cannot list {deployment}"))?;
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let content = std::fs::read_to_string(entry.path())
+            .context(|| format!("cannot read {}", entry.path()))?;
+        files.push(DeployFile {
+            name: entry.file_name().to_owned(),
+            content,
+            mode: 0o600,
+        });
+    }
+    Ok(files)
+}

@@ -1,0 +1,196 @@
+//! What is stored is what was pulled, and what is deployed is what is stored; and the verbs on
+//! single images.
+
+mod support;
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+use support::images::{self, Image, Layer};
+use support::{Host, Registry, Said as _, free_port, wait_for_answer};
+
+const C: &str = "/var/lib/containers/atomic";
+
+/// Write into a file without replacing it.
+fn write_through(host: &Host, path: &str) {
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(host.path(path))
+        .unwrap();
+    file.write_all(b"tampered").unwrap();
+}
+
+#[test]
+fn a_write_through_a_deployment_is_reported_and_repaired() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let port = free_port();
+    let written = images::plain(port, "genuine").push(&registry, "web");
+    let reference = registry.name("web");
+    host.atomic_ok(&format!("install --name web {reference}"));
+    host.ok("systemctl start web");
+    wait_for_answer(port, "genuine");
+    assert_eq!(host.atomic_ok("verify web"), "");
+    host.atomic_ok(&format!("images verify {reference}"));
+
+    write_through(&host, &format!("{C}/web.0/rootfs/srv/index.html"));
+    let found = host.atomic("verify web");
+    assert_eq!(found.code(), 1);
+    assert!(
+        found
+            .out()
+            .contains("/srv/index.html was written to, and so was the store's copy"),
+        "{}",
+        found.out()
+    );
+    let image = host.atomic(&format!("images verify {reference}"));
+    assert!(
+        image.code() == 1 && image.out().contains("DAMAGED"),
+        "{}{}",
+        image.out(),
+        image.err()
+    );
+    assert!(image.err().contains("srv/index.html"), "{}", image.err());
+    assert_eq!(
+        host.run(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"))
+            .code(),
+        1
+    );
+    // Healing the store does not heal the deployment, and that is seen.
+    host.atomic_ok(&format!("pull {reference}"));
+    host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
+    host.atomic_ok(&format!("images verify {reference}"));
+    let found = host.atomic("verify web");
+    assert!(
+        found.code() == 1 && found.out().contains("has another content"),
+        "{}",
+        found.out()
+    );
+
+    assert_eq!(host.atomic("repair web --dry-run").code(), 3);
+    host.atomic_ok("repair web");
+    let answer = wait_for_answer(port, "genuine");
+    assert!(!answer.contains("tampered"), "{answer}");
+    assert_eq!(host.atomic_ok("verify web"), "");
+
+    // The rest of what can happen to a deployment: by one repair, the store included.
+    write_through(&host, &format!("{C}/web.0/rootfs/etc/passwd"));
+    host.sh(&format!(
+        "cd {C}/web.0/rootfs && rm etc/group && chmod 700 tmp && echo x > added; echo '# mine' >> /etc/systemd/system/web.service"
+    ));
+    let found: Value = serde_json::from_str(&host.atomic("verify web --json").out()).unwrap();
+    let text = found["problems"].to_string();
+    for part in [
+        "etc/passwd",
+        "/etc/group is missing",
+        "/tmp has owner",
+        "/added is not in the image",
+        "web.service is not what was installed",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    host.atomic_ok("repair web");
+    wait_for_answer(port, "genuine");
+    assert_eq!(host.atomic_ok("verify web"), "");
+    host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
+    assert_eq!(
+        host.ok(&format!("readlink {C}/web")),
+        format!("{C}/web.0\n")
+    );
+
+    // Where the registry has another image under the name by now, the very one is fetched.
+    images::plain(port, "newer").push(&registry, "web");
+    let newer = host.atomic("images verify --all");
+    assert!(
+        newer.code() == 1 && newer.out().contains("YES"),
+        "{}",
+        newer.out()
+    );
+    write_through(&host, &format!("{C}/web.0/rootfs/srv/index.html"));
+    host.atomic_ok("repair web");
+    assert_eq!(host.atomic_ok("verify web"), "");
+    let info = host.read(&format!("{C}/web.0/info"));
+    assert!(info.contains(written.id()));
+    wait_for_answer(port, "genuine");
+}
+
+#[test]
+fn images_are_tagged_described_and_updated() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    images::system().push(&registry, "system");
+    images::system_update().push(&registry, "update");
+    let versioned = |n: u32| {
+        Image::new()
+            .layer(Layer::new().busybox().file("n", 0o644, n.to_string()))
+            .set("Cmd", json!(["true"]))
+            .set(
+                "Labels",
+                json!({"Version": n.to_string(), "Release": "1", "atomic.type": "system"}),
+            )
+    };
+    versioned(1).push(&registry, "tool");
+    for name in ["system", "update", "tool"] {
+        host.atomic_ok(&format!("pull {}", registry.name(name)));
+    }
+    let tool = registry.name("tool");
+    let info = host.atomic_ok(&format!("images info {}", registry.name("update")));
+    assert!(
+        info.starts_with("Image Name: ") && info.contains("atomic.type: system"),
+        "{info}"
+    );
+    for line in [
+        "PORT: 8081",
+        "VAR_WITH_NO_DEFAULT: {DEF_VALUE}",
+        "UUID: {SET_BY_OS}",
+    ] {
+        assert!(info.contains(line), "{line}: {info}");
+    }
+    assert!(info.contains("overridable with --set:") && info.contains("must be set with --set:"));
+    let json: Value = serde_json::from_str(
+        &host.atomic_ok(&format!("images info --json {}", registry.name("system"))),
+    )
+    .unwrap();
+    assert!(
+        json["variables"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|v| v["name"] == "RECEIVER" && v["default"] == "World")
+    );
+
+    host.atomic_ok(&format!("images tag {tool} mine:one"));
+    assert_eq!(host.atomic("images tag nothing mine:two").code(), 1);
+    let list = host.atomic_ok("images list");
+    assert!(list.contains("mine") && list.contains("one"), "{list}");
+    let version = host.atomic_ok(&format!("images version {tool}"));
+    assert!(
+        version.contains("1-1") && version.contains("  Tag: mine:one"),
+        "{version}"
+    );
+    // One of two names goes, and its layers stay for the other.
+    host.atomic_ok(&format!("-y images delete {tool}"));
+    host.atomic_ok("images prune");
+    host.atomic_ok("run mine:one true");
+
+    host.atomic_ok(&format!("pull {tool}"));
+    versioned(2).push(&registry, "tool");
+    let output = host.atomic("images update --all");
+    assert_eq!(output.code(), 0, "{}", output.err());
+    assert!(
+        output
+            .err()
+            .contains("mine:one not fully qualified: skipping"),
+        "{}",
+        output.err()
+    );
+    assert!(
+        output.out().contains("SUMMARY") && output.out().contains("Updated now"),
+        "{}",
+        output.out()
+    );
+    assert!(
+        host.atomic_ok(&format!("images version {tool}"))
+            .contains("2-1")
+    );
+}
