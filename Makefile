@@ -5,10 +5,10 @@ DESTDIR ?=
 CARGO ?= cargo
 
 # To build: libostree, libselinux (bindgen wants libclang). To run: skopeo with its policy and
-# registries files, a runtime. To test: a registry, nspawn, D-Bus, static busybox.
+# registries files, a runtime. To test: a registry, podman to compare with, nspawn, D-Bus, static busybox.
 PACKAGES = build-essential pkg-config libostree-dev libselinux1-dev libclang-dev \
 	skopeo golang-github-containers-image golang-github-containers-common runc crun ostree \
-	docker-registry apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
+	docker-registry podman apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
 	busybox-static attr curl jq procps python3 time xfsprogs e2fsprogs util-linux
 
 .PHONY: all deps demo test bench install man clean

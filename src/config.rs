@@ -47,6 +47,9 @@ pub struct Config {
     pub auto_update: bool,
     /// When unattended updates may happen; nothing: always. See [`crate::container::Window`].
     pub update_window: Option<String>,
+    /// Whether layers are kept in the store as they came, too: twice the space, and exports with the
+    /// registry's own digest.
+    pub keep_blobs: bool,
     /// Most bytes one layer may unpack to.
     pub max_layer_bytes: u64,
     /// True for root: the system's store, whose files keep their owners.
@@ -64,6 +67,7 @@ struct File {
     stop_timeout: Option<u32>,
     watch: Option<u32>,
     auto_update: Option<bool>,
+    keep_blobs: Option<bool>,
     update_window: Option<String>,
     max_layer_bytes: Option<u64>,
 }
@@ -129,6 +133,7 @@ impl Config {
             stop_timeout: file.stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT),
             watch: file.watch.unwrap_or(DEFAULT_WATCH),
             auto_update: file.auto_update.unwrap_or(false),
+            keep_blobs: file.keep_blobs.unwrap_or(false),
             update_window: file.update_window,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
         })

@@ -51,6 +51,15 @@ impl SourceArgs {
         }
     }
 
+    /// The same for `target`, whose form may say that it speaks plain HTTP.
+    pub fn access_to(&self, target: &Reference) -> Access {
+        let mut access = self.access();
+        if matches!(target.transport, Transport::Registry { insecure: true }) {
+            access.tls_verify = Some(false);
+        }
+        access
+    }
+
     /// Read what a person typed as an image. What `--tls-verify=false` says becomes part of the
     /// reference, so that a later update goes the same way.
     pub fn reference(&self, text: &str) -> Result<Reference> {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::ListArgs;
 use super::containers::parse_filters;
-use super::{Call, image};
+use super::{Call, export, image};
 use crate::container::list::local_time;
 use crate::container::run;
 use crate::deployment::{Info, Paths, Slot, installed};
@@ -32,6 +32,8 @@ enum Verb {
     Version(image::Version),
     Verify(image::VerifyImage),
     Update(image::UpdateImage),
+    Export(export::Export),
+    Import(export::Import),
 }
 
 /// List images
@@ -91,6 +93,8 @@ impl Images {
             Verb::Version(verb) => verb.run(call),
             Verb::Verify(verb) => verb.run(call),
             Verb::Update(verb) => verb.run(call),
+            Verb::Export(verb) => verb.run(call),
+            Verb::Import(verb) => verb.run(call),
         }
     }
 }

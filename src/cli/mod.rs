@@ -6,6 +6,7 @@
 mod args;
 mod completion;
 mod containers;
+mod export;
 mod image;
 mod images;
 mod inspect;
@@ -67,7 +68,7 @@ Files:
   /etc/tmpfiles.d               directories of containers
   /var/lib/NAME                 volumes and persistent writes of a container
   /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, watch, auto_update, update_window,
-                                max_layer_bytes
+                                keep_blobs, max_layer_bytes
   /etc/atomic-rs/templates      service.tera, config.json.tera, tmpfiles.tera in place of the built-in ones
 
 Environment:
@@ -100,6 +101,7 @@ enum Verb {
     Logs(run::Logs),
     Containers(containers::Containers),
     Images(images::Images),
+    Push(export::Push),
     Inspect(inspect::Inspect),
     Recover(recover::Recover),
     Completion(completion::Completion),
@@ -184,6 +186,7 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Logs(verb) => verb.run(&mut call),
         Verb::Containers(verb) => verb.run(&mut call),
         Verb::Images(verb) => verb.run(&mut call),
+        Verb::Push(verb) => verb.run(&mut call),
         Verb::Inspect(verb) => verb.run(&mut call),
         Verb::Recover(verb) => verb.run(&mut call),
         Verb::Completion(verb) => verb.run(call.out),
@@ -212,6 +215,7 @@ impl Verb {
             Self::Logs(_) => "logs",
             Self::Containers(_) => "containers",
             Self::Images(_) => "images",
+            Self::Push(_) => "push",
             Self::Inspect(_) => "inspect",
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",

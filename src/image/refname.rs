@@ -11,6 +11,11 @@ pub const IMAGE_PREFIX: &str = "ociimage/";
 /// Prefix of the refs of merged trees.
 pub const TREE_PREFIX: &str = "ociimage-tree/";
 
+/// Prefix of the refs of layers' side data.
+pub const SIDE_PREFIX: &str = "ociimage-side/";
+/// Prefix of the refs of blobs kept as they came.
+pub const KEPT_PREFIX: &str = "ociimage-kept/";
+
 /// What a ref below [`IMAGE_PREFIX`] stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RefKind {
@@ -35,6 +40,16 @@ pub fn blob_ref(digest: Digest) -> String {
 /// The ref of the merged tree of the image with this manifest digest.
 pub fn tree_ref(manifest: Digest) -> String {
     format!("{TREE_PREFIX}{}", manifest.hex())
+}
+
+/// The ref of a layer's side data.
+pub fn side_ref(layer: Digest) -> String {
+    format!("{SIDE_PREFIX}{}", layer.hex())
+}
+
+/// The ref of a layer's blob as it came.
+pub fn kept_ref(layer: Digest) -> String {
+    format!("{KEPT_PREFIX}{}", layer.hex())
 }
 
 /// What `name`, a full ref, stands for.

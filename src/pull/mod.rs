@@ -152,6 +152,7 @@ impl Remote {
                 &self.fetched,
                 (&self.config, &self.layers),
                 (&self.name, &self.recorded),
+                config.keep_blobs,
                 progress,
             )?
         };
@@ -182,6 +183,7 @@ fn bring_in(
     fetched: &FetchedManifest,
     (config_descriptor, layers): (&Descriptor, &[Descriptor]),
     (name, recorded): (&Name, &str),
+    keeps_blobs: bool,
     progress: &mut dyn Progress,
 ) -> Result<(usize, u64)> {
     let missing = store::missing_blobs(store, &fetched.manifest)?;
@@ -202,7 +204,7 @@ fn bring_in(
     }
     let bytes = wanted.iter().map(|layer| layer.size).sum();
     progress.begin(wanted.len(), layers.len() - wanted.len(), bytes);
-    let import = store.import()?;
+    let import = store.import(keeps_blobs)?;
     let mut roots: Vec<LayerRoot> = Vec::with_capacity(layers.len());
     let mut skipped = 0;
     let mut imported: Vec<(Digest, LayerRoot)> = Vec::new();

@@ -9,13 +9,17 @@ use super::{DEPLOYMENT_PREFIX, ImageTree, LayerRoot, Store};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::refname::{
-    self, IMAGE_PREFIX, RefKind, TREE_PREFIX, blob_ref, image_ref, tree_ref,
+    self, IMAGE_PREFIX, KEPT_PREFIX, RefKind, SIDE_PREFIX, TREE_PREFIX, blob_ref, image_ref,
+    kept_ref, side_ref, tree_ref,
 };
 use crate::image::{Digest, ImageConfig, Manifest};
 use crate::safefs::Files as _;
 
 /// Configs are small; larger ones are an attack.
 pub const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Beginning of the names of scratch layouts beside the repository.
+pub const EXPORT_SCRATCH: &str = ".export-";
 
 /// An image in the store.
 #[derive(Debug, Clone)]
@@ -231,7 +235,7 @@ impl Store {
             .iter()
             .map(|commit| LayerRoot::of_commit(&self.repo, commit))
             .collect::<Result<Vec<_>>>()?;
-        let import = self.import()?;
+        let import = self.import(false)?;
         let commit = import.tree(digest, &layers)?;
         import.commit()?;
         Ok(commit)
@@ -273,6 +277,13 @@ impl Store {
     /// Remove blobs and trees that no image and no deployment uses, then objects that no ref
     /// reaches. `removed` hears each ref that goes. Returns objects and bytes freed.
     pub fn prune(&self, mut removed: impl FnMut(&str)) -> Result<(u64, u64)> {
+        // The lock is ours alone, so these are of exports that were killed.
+        let parent = self.path.parent().unwrap_or(&self.path);
+        for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
+            if entry.file_name().starts_with(EXPORT_SCRATCH) {
+                crate::safefs::remove_tree(entry.path().as_std_path())?;
+            }
+        }
         let mut used = HashSet::new();
         let inventory = self.inventory()?;
         for image in &inventory.images {
@@ -303,7 +314,13 @@ impl Store {
         for name in refs {
             let unused = match refname::classify(name) {
                 RefKind::Blob(digest) => !used.contains(&blob_ref(digest)),
-                RefKind::Unknown if name.starts_with(TREE_PREFIX) => !used.contains(name.as_str()),
+                RefKind::Unknown
+                    if [TREE_PREFIX, SIDE_PREFIX, KEPT_PREFIX]
+                        .iter()
+                        .any(|prefix| name.starts_with(prefix)) =>
+                {
+                    !used.contains(name.as_str())
+                }
                 RefKind::Unknown => name.starts_with(IMAGE_PREFIX),
                 RefKind::Image(_) => false,
             };
@@ -362,7 +379,7 @@ fn keep(used: &mut HashSet<String>, manifest: Option<&Manifest>, digest: Option<
                 .layer_digests()
                 .into_iter()
                 .chain(manifest.config_digest())
-                .map(blob_ref),
+                .flat_map(|digest| [blob_ref(digest), side_ref(digest), kept_ref(digest)]),
         );
     }
 }

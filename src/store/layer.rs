@@ -32,6 +32,8 @@ pub struct ImportedLayer {
     pub commit: Sealed,
     /// Its root, for the merge.
     pub root: LayerRoot,
+    /// What of the archive is not in the tree; nothing if that is too much.
+    pub side: Option<Vec<u8>>,
     /// Digest of the uncompressed layer.
     pub diff_id: Digest,
     /// Bytes of the uncompressed layer.
@@ -116,6 +118,7 @@ pub fn import(
             meta: unpacked.built.meta,
             implied: unpacked.built.implied.iter().cloned().collect(),
         },
+        side: unpacked.side,
         diff_id: unpacked.diff_id,
         uncompressed_size: unpacked.size,
         skipped: unpacked.built.skipped,
@@ -124,6 +127,7 @@ pub fn import(
 
 struct Unpacked {
     built: Built,
+    side: Option<Vec<u8>>,
     diff_id: Digest,
     size: u64,
 }
@@ -178,8 +182,10 @@ fn read_archive(
         );
     }
     read?;
-    let (diff_id, size, _) = stream.into_inner().finish();
+    let (hashing, side) = stream.into_inner();
+    let (diff_id, size, _) = hashing.finish();
     Ok(Unpacked {
+        side,
         built: builder.finish()?,
         diff_id,
         size,

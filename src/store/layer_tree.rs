@@ -144,15 +144,19 @@ impl<'a> Builder<'a> {
             if entries > MAX_ENTRIES {
                 fail!(Kind::Invalid, "more than {MAX_ENTRIES} entries");
             }
-            self.add(&entry, stream.content()).map_err(|error| {
+            let stored = self.add(&entry, stream.content()).map_err(|error| {
                 let path = String::from_utf8_lossy(&entry.path).into_owned();
                 error.within(format_args!("entry \"{path}\""))
             })?;
+            if let (Some(checksum), EntryKind::File { size }) = (stored, &entry.kind) {
+                stream.note_stored(&checksum, *size);
+            }
         }
         stream.drain().map(|_| ())
     }
 
-    fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<()> {
+    /// Take in one entry; the checksum of its content, if that was stored.
+    fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<Option<Checksum>> {
         let xattr_bytes: usize = entry.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum();
         if xattr_bytes > MAX_XATTR_BYTES {
             fail!(
@@ -162,7 +166,7 @@ impl<'a> Builder<'a> {
         }
         let Some(path) = split(&entry.path)? else {
             self.skip(entry, "its name is not UTF-8");
-            return Ok(());
+            return Ok(None);
         };
         self.names_cost += entry.path.len() + NODE_BYTES * path.len();
         if self.names_cost > MAX_NAMES_COST {
@@ -173,7 +177,7 @@ impl<'a> Builder<'a> {
                 fail!(Kind::Invalid, "the root of an image must be a directory");
             }
             self.root.meta = Some(self.dir_meta(entry, ""));
-            return Ok(());
+            return Ok(None);
         };
         if name == ".wh." {
             fail!(Kind::Invalid, "a whiteout of nothing");
@@ -183,7 +187,7 @@ impl<'a> Builder<'a> {
         let node = match &entry.kind {
             EntryKind::Special => {
                 self.skip(entry, "device nodes and fifos cannot be stored");
-                return Ok(());
+                return Ok(None);
             }
             EntryKind::Directory => {
                 let meta = self.dir_meta(entry, &full);
@@ -200,7 +204,7 @@ impl<'a> Builder<'a> {
                         );
                     }
                 }
-                return Ok(());
+                return Ok(None);
             }
             EntryKind::Symlink(target) => {
                 if target.contains(&0) {
@@ -208,7 +212,7 @@ impl<'a> Builder<'a> {
                 }
                 let Ok(target) = std::str::from_utf8(target) else {
                     self.skip(entry, "its target is not UTF-8");
-                    return Ok(());
+                    return Ok(None);
                 };
                 let xattrs = self.xattrs(entry, &full, 0o120_000);
                 let written = self
@@ -220,7 +224,7 @@ impl<'a> Builder<'a> {
             EntryKind::HardLink(target) => {
                 if self.skipped_paths.contains(normal(target)) {
                     self.skip(entry, "what it links to was left out");
-                    return Ok(());
+                    return Ok(None);
                 }
                 let Some(found) = self.find_link_target(target)? else {
                     fail!(
@@ -233,8 +237,12 @@ impl<'a> Builder<'a> {
             }
             EntryKind::File { size } => Node::File(self.write_file(entry, &full, *size, content)?),
         };
+        let stored = match (&entry.kind, &node) {
+            (EntryKind::File { .. }, Node::File(checksum)) => Some(*checksum),
+            _ => None,
+        };
         self.open_dir(&parents).entries.insert(name.clone(), node);
-        Ok(())
+        Ok(stored)
     }
 
     fn skip(&mut self, entry: &Entry, why: &str) {

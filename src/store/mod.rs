@@ -5,16 +5,20 @@
 //!   exact text), `docker.digest`, `signatures`; ours: `atomic-rs.source`, the reference it came by.
 //! - `ociimage/<64 hex>`: a layer (see [`layer`]) or an image config (tree: `/content`).
 //! - `ociimage-tree/<64 hex>`: the merged tree of the image with this manifest digest.
+//! - `ociimage-side/<64 hex>`: the side data of a layer (see [`side`]); `ociimage-kept/<64 hex>`: its
+//!   blob as it came (tree: `/blob`), where that is wanted.
 //! - `atomic-deployment/<name>/<slot>`: the tree a deployment was made from; it keeps all that the
 //!   deployment needs from being pruned.
 //!
 //! The layout is the one skopeo's old `ostree:` destination wrote, so repositories of existing
 //! hosts are read and extended in place.
 
+pub mod export;
 pub mod images;
 pub mod layer;
 mod layer_tree;
 pub mod objects;
+mod side;
 pub mod tar;
 pub mod tree;
 pub mod verify;
@@ -30,12 +34,15 @@ use ostree::{Repo, RepoCheckoutAtOptions, RepoCheckoutMode, RepoCheckoutOverwrit
 
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
-use crate::image::refname::{blob_ref, image_ref, tree_ref};
+use crate::image::refname::{blob_ref, image_ref, kept_ref, side_ref, tree_ref};
 use crate::image::{Descriptor, Digest, Manifest};
 use crate::safefs::{self, Lock};
 use crate::selinux::Labels;
 use crate::{fail, image};
-use objects::{Commit, DirMeta, DirTree, NO_CANCEL, Sealed, write_dirmeta, write_dirtree};
+use export::Keeper;
+use objects::{
+    Checksum, Commit, DirMeta, DirTree, NO_CANCEL, Sealed, write_dirmeta, write_dirtree,
+};
 
 pub use tree::{ImageTree, LayerRoot};
 
@@ -185,8 +192,8 @@ impl Store {
             .context(|| format!("cannot check out {commit} to {directory}/{name}"))
     }
 
-    /// Start writing to the store; nothing is visible before [`Import::commit`].
-    pub fn import(&self) -> Result<Import<'_>> {
+    /// Start writing to the store, keeping layers' blobs as they come or not; nothing is visible before [`Import::commit`].
+    pub fn import(&self, keeps_blobs: bool) -> Result<Import<'_>> {
         let transaction = self
             .repo
             .auto_transaction(NO_CANCEL)
@@ -197,6 +204,7 @@ impl Store {
             labels: Labels::of_host()?,
             commits: RefCell::default(),
             heals: Cell::new(false),
+            keeps_blobs,
         })
     }
 }
@@ -213,6 +221,8 @@ pub struct Import<'s> {
     commits: RefCell<Vec<(String, Sealed)>>,
     /// Something that is there already was found damaged.
     heals: Cell<bool>,
+    /// Whether layers' blobs are kept as they came.
+    keeps_blobs: bool,
 }
 
 impl Import<'_> {
@@ -225,13 +235,22 @@ impl Import<'_> {
         if self.store.is_marked_damaged(descriptor.digest)? {
             self.heal(descriptor.digest)?;
         }
+        let mut keeper = Keeper::new(&self.store.repo, descriptor, input, self.keeps_blobs)?;
         let imported = layer::import(
             &self.store.repo,
             self.labels.as_ref(),
             descriptor,
             self.store.max_layer_bytes,
-            input,
+            &mut keeper,
         )?;
+        if let Some(blob) = keeper.finish()? {
+            let commit = self.file_commit("blob", blob, "blob", Vec::new())?;
+            self.keep(kept_ref(descriptor.digest), commit);
+        }
+        if let Some(side) = &imported.side {
+            let commit = self.single_file("side", side, "side data", |_| Vec::new())?;
+            self.keep(side_ref(descriptor.digest), commit);
+        }
         self.keep(blob_ref(descriptor.digest), imported.commit.clone());
         Ok(imported)
     }
@@ -335,12 +354,30 @@ impl Import<'_> {
         let written = repo
             .write_regfile_inline(None, 0, 0, 0o100_644, None, bytes, NO_CANCEL)
             .context(|| "cannot write to the repository".into())?;
+        self.file_commit(
+            file,
+            objects::checksum(&written)?,
+            subject,
+            metadata(bytes.len().to_string()),
+        )
+    }
+
+    /// A commit whose tree is one stored file.
+    fn file_commit(
+        &self,
+        name: &str,
+        file: Checksum,
+        subject: &str,
+        mut metadata: Vec<(&str, glib::Variant)>,
+    ) -> Result<Sealed> {
+        let repo = &self.store.repo;
         let mut tree = DirTree::default();
-        tree.files
-            .insert(file.to_owned(), objects::checksum(&written)?);
+        tree.files.insert(name.to_owned(), file);
+        // By this the commit is known as ours.
+        metadata.push(("atomic-rs.format", "1".to_variant()));
         Ok(Commit {
             subject,
-            metadata: metadata(bytes.len().to_string()),
+            metadata,
             tree: write_dirtree(repo, &tree)?,
             meta: write_dirmeta(repo, &DirMeta::default())?,
             timestamp: now(),

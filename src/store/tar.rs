@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use tar_core::EntryType;
 use tar_core::parse::{Limits, ParseError, ParseEvent, Parser};
 
+use super::objects::Checksum;
+use super::side::Recorder;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 
@@ -65,6 +67,7 @@ pub struct TarStream<R> {
     /// The part of `pending` that is data.
     data: u64,
     sparse: Option<Sparse>,
+    recorder: Recorder,
 }
 
 struct Sparse {
@@ -89,6 +92,15 @@ impl<R: Read> TarStream<R> {
             pending: 0,
             data: 0,
             sparse: None,
+            recorder: Recorder::new(),
+        }
+    }
+
+    /// Note that the content of the current entry, read to its end, is stored under this checksum.
+    pub fn note_stored(&mut self, checksum: &Checksum, size: u64) {
+        // A sparse file's content is not what stands in the archive, which was taken down raw.
+        if self.sparse.is_none() {
+            self.recorder.file(checksum, size);
         }
     }
 
@@ -97,9 +109,9 @@ impl<R: Read> TarStream<R> {
         &self.reader
     }
 
-    /// What lies below, after the end was reached.
-    pub fn into_inner(self) -> R {
-        self.reader
+    /// What lies below, after the end was reached, and the side data of the archive.
+    pub fn into_inner(self) -> (R, Option<Vec<u8>>) {
+        (self.reader, self.recorder.finish())
     }
 
     /// The next entry; its content, if any, comes from [`Self::content`]. Nothing at the end.
@@ -132,7 +144,7 @@ impl<R: Read> TarStream<R> {
                     wanted = min_bytes.max(self.end - self.start + 1);
                 }
                 ParseEvent::GlobalExtensions { consumed, .. } => {
-                    self.start += consumed;
+                    self.pass(consumed);
                     wanted = 0;
                 }
                 ParseEvent::End { .. } => return Ok(None),
@@ -169,8 +181,15 @@ impl<R: Read> TarStream<R> {
         }
     }
 
+    /// Go over buffered bytes that are no stored content.
+    fn pass(&mut self, count: usize) {
+        self.recorder
+            .raw(&self.buffer[self.start..self.start + count]);
+        self.start += count;
+    }
+
     fn begin(&mut self, consumed: usize, size: u64, sparse: Option<Sparse>) -> Result<()> {
-        self.start += consumed;
+        self.pass(consumed);
         self.data = size;
         self.pending = size
             .checked_next_multiple_of(BLOCK)
@@ -187,11 +206,19 @@ impl<R: Read> TarStream<R> {
     /// Read to the true end of the stream, so that digests cover all of it. Returns how many bytes
     /// followed the archive.
     pub fn drain(&mut self) -> Result<u64> {
-        let buffered = (self.end - self.start) as u64;
-        self.start = self.end;
-        let rest = io::copy(&mut self.reader, &mut io::sink())
-            .kind(Kind::Invalid, || "cannot read the layer to its end".into())?;
-        Ok(buffered + rest)
+        let mut rest = 0;
+        loop {
+            let buffered = self.end - self.start;
+            rest += buffered as u64;
+            self.pass(buffered);
+            if self
+                .fill(1)
+                .map_err(|error| error.within("cannot read the layer to its end"))?
+                == 0
+            {
+                return Ok(rest);
+            }
+        }
     }
 
     fn skip_pending(&mut self) -> Result<()> {
@@ -208,7 +235,7 @@ impl<R: Read> TarStream<R> {
             let take = usize::try_from(self.pending)
                 .unwrap_or(usize::MAX)
                 .min(buffered);
-            self.start += take;
+            self.pass(take);
             self.pending -= take as u64;
             self.data = self.data.saturating_sub(take as u64);
         }
@@ -261,6 +288,13 @@ impl<R: Read> TarStream<R> {
         self.pending -= n as u64;
         Ok(n)
     }
+
+    /// The same for a sparse file, whose stored content is another.
+    fn read_raw_data(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.read_data(out)?;
+        self.recorder.raw(&out[..n]);
+        Ok(n)
+    }
 }
 
 /// The content of the current entry.
@@ -295,7 +329,7 @@ impl<R: Read> Content<'_, R> {
         let left = usize::try_from(until - sparse.position).unwrap_or(usize::MAX);
         let limit = left.min(out.len());
         let n = if is_data {
-            self.stream.read_data(&mut out[..limit])?
+            self.stream.read_raw_data(&mut out[..limit])?
         } else {
             out[..limit].fill(0);
             limit

@@ -74,12 +74,11 @@ enum Auth {
 }
 
 impl Auth {
-    fn new(access: &Access, reference: &Reference) -> Result<Self> {
+    fn new(access: &Access, reference: Option<&Reference>) -> Result<Self> {
         use base64::Engine as _;
         if let Some(credentials) = &access.credentials {
             let registry = reference
-                .name
-                .as_ref()
+                .and_then(|reference| reference.name.as_ref())
                 .and_then(|name| name.registry())
                 .unwrap_or("docker.io");
             let token = base64::engine::general_purpose::STANDARD
@@ -167,7 +166,7 @@ impl Source {
             Transport::Registry { insecure: true } => Some(false),
             _ => access.tls_verify,
         };
-        let auth = Auth::new(access, reference)?;
+        let auth = Auth::new(access, Some(reference))?;
         let wire = Wire::new(interrupt)?;
         let mut config = ImageProxyConfig::default();
         config.authfile = auth.path();
@@ -321,6 +320,43 @@ impl Source {
             (_, Some(verify)) => child.arg(format!("--tls-verify={verify}")),
         }
     }
+}
+
+/// Copy an OCI layout (its image `latest`) to anywhere skopeo reaches. `exactly`: fail rather than
+/// change the manifest.
+pub fn copy_layout(
+    config: &crate::config::Config,
+    layout: &camino::Utf8Path,
+    target: &str,
+    access: &Access,
+    exactly: bool,
+) -> Result<()> {
+    let auth = Auth::new(access, target.parse().ok().as_ref())?;
+    // It is our own copy; the policy was obeyed when it was pulled.
+    let mut child = Child::new(&config.skopeo).args(["copy", "--quiet", "--insecure-policy"]);
+    if exactly {
+        child = child.arg("--preserve-digests");
+    }
+    if let Some(path) = auth.path() {
+        child = child.arg("--dest-authfile").arg(path);
+    }
+    if let Some(verify) = access.tls_verify {
+        child = child.arg(format!("--dest-tls-verify={verify}"));
+    }
+    let finished = child
+        .arg(format!("oci:{layout}:latest"))
+        .arg(target)
+        .output()?;
+    if finished.status.success() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Transport,
+        format!(
+            "cannot copy to {target}: {}",
+            finished.stderr.replace('\n', " ")
+        ),
+    ))
 }
 
 impl Drop for Source {

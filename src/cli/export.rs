@@ -1,0 +1,228 @@
+//! Images out of the store and into it: export, import, push.
+
+use std::process::ExitCode;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+
+use super::Call;
+use super::args::SourceArgs;
+use super::output::PullProgress;
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+use crate::pull::Remote;
+use crate::store::Store;
+use crate::store::images::{EXPORT_SCRATCH, StoredImage};
+use crate::transport::{self, Access};
+
+const TARGETS: &str = "\
+Where the image goes:
+  oci:DIR[:TAG]                 an OCI layout; one that exists gets the image as well
+  oci-archive:FILE[:TAG]        an archive of a layout
+  docker-archive:FILE[:NAME]    an archive as \"docker save\" writes it
+  dir:DIR                       a directory as skopeo writes it";
+
+/// Write an image as a layout or archive; layers have the very bytes they came with
+#[derive(Debug, clap::Args)]
+pub struct Export {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Where it goes
+    #[arg(value_name = "TARGET", long_help = TARGETS)]
+    target: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bring an image from a layout or archive into the store, under its own or another name
+#[derive(Debug, clap::Args)]
+pub struct Import {
+    /// Where the image is; the forms are those of "pull"
+    #[arg(value_name = "SOURCE")]
+    image: String,
+    /// The name it gets [default: what the source says]
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// Copy an image from the store to a registry
+#[derive(Debug, clap::Args)]
+pub struct Push {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Where it goes [default: the image's own name]
+    #[arg(value_name = "TARGET")]
+    target: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+impl Export {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let (store, image) = find(call, &self.image)?;
+        let Some((transport, rest)) = self.target.split_once(':') else {
+            fail!(
+                Kind::Usage,
+                "\"{}\" is not a target: expected oci:DIR, oci-archive:FILE, docker-archive:FILE or dir:DIR",
+                self.target
+            );
+        };
+        let (path, tag) = match rest.rsplit_once(':') {
+            Some((path, tag)) if transport != "docker-archive" && !tag.contains('/') => (path, tag),
+            _ => (rest, "latest"),
+        };
+        let exported = match transport {
+            "oci" => store.export(
+                &image,
+                &camino::absolute_utf8(path).context(|| path.into())?,
+                tag,
+            )?,
+            "oci-archive" | "docker-archive" | "dir" => {
+                let target = if transport == "docker-archive" && !rest.contains(':') {
+                    // docker load wants a name.
+                    format!("{}:{}", self.target, image.name)
+                } else {
+                    self.target.clone()
+                };
+                let scratch = Scratch::new(&store)?;
+                let exported = store.export(&image, &scratch.0, "latest")?;
+                transport::copy_layout(
+                    call.config,
+                    &scratch.0,
+                    &target,
+                    &Access::default(),
+                    false,
+                )?;
+                exported
+            }
+            other => fail!(
+                Kind::Usage,
+                "the transport \"{other}\" is not one to export to"
+            ),
+        };
+        // An archive of docker's has no manifest of a registry.
+        let same = exported.same_digest && transport != "docker-archive";
+        tell(call, &image, &self.target, exported.digest, same, self.json)
+    }
+}
+
+impl Import {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let reference = self.source.reference(&self.image)?;
+        let store = Store::open(call.config)?;
+        let remote = Remote::open(call.config, &reference, &self.source.access())?;
+        let mut progress = PullProgress::new();
+        let pulled = match &self.name {
+            Some(name) => {
+                let name = self.source.reference(name)?.fallback_name()?;
+                let recorded = reference.to_string();
+                remote.fetch_as(
+                    call.config,
+                    &store,
+                    (&name.to_string(), recorded),
+                    &mut progress,
+                )?
+            }
+            None => remote.fetch(call.config, &store, &mut progress)?,
+        };
+        call.out
+            .line(format!("{} {}", pulled.name, pulled.digest))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Push {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let (store, image) = find(call, &self.image)?;
+        let target = self
+            .source
+            .reference(self.target.as_deref().unwrap_or(&image.name))?;
+        if target.is_unqualified() {
+            fail!(
+                Kind::Usage,
+                "\"{target}\" does not say which registry: name one, as in registry.example.org/app:1"
+            );
+        }
+        let scratch = Scratch::new(&store)?;
+        let exported = store.export(&image, &scratch.0, "latest")?;
+        let access = self.source.access_to(&target);
+        transport::copy_layout(
+            call.config,
+            &scratch.0,
+            &target.to_skopeo(),
+            &access,
+            exported.same_digest,
+        )?;
+        // Layers that go uncompressed into the copy are compressed on the way.
+        tell(
+            call,
+            &image,
+            &target.to_string(),
+            exported.digest,
+            exported.same_digest,
+            self.json,
+        )
+    }
+}
+
+/// A layout on the store's file system that goes when it is dropped.
+struct Scratch(Utf8PathBuf);
+
+impl Scratch {
+    fn new(store: &Store) -> Result<Self> {
+        let parent = store.path().parent().unwrap_or(Utf8Path::new("/"));
+        let path = parent.join(format!("{EXPORT_SCRATCH}{}", uuid::Uuid::new_v4().simple()));
+        crate::safefs::make_private_dir(path.as_std_path())?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = crate::safefs::remove_tree(self.0.as_std_path()) {
+            tracing::warn!(%error, "the scratch layout is left");
+        }
+    }
+}
+
+fn find(call: &Call<'_>, name: &str) -> Result<(Store, StoredImage)> {
+    let Some(store) = Store::open_existing(call.config)? else {
+        fail!(Kind::NotFound, "Cannot find image {name}.");
+    };
+    let image = store.find_one(name)?;
+    Ok((store, image))
+}
+
+fn tell(
+    call: &mut Call<'_>,
+    image: &StoredImage,
+    target: &str,
+    digest: crate::image::Digest,
+    same: bool,
+    json: bool,
+) -> Result<ExitCode> {
+    if json {
+        call.out.json(&json!({
+            "version": 1, "name": image.name, "id": image.id(), "target": target,
+            "digest": same.then_some(digest), "same_digest": same,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    call.out.line(format!("{} {target}", image.name))?;
+    if same {
+        call.out.line(format!("{digest}"))?;
+    } else {
+        call.out.note(
+            "config and diff_ids are the image's; its manifest digest is another, because the layers are not kept compressed (keep_blobs in the configuration)",
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
