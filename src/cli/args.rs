@@ -233,7 +233,7 @@ impl ChangeArgs {
             .find(|step| matches!(step, Step::Watch { .. }))
         {
             call.out.note(format!(
-                "{unit} is watched for {seconds} seconds; what was before returns if it fails"
+                "{unit} is watched for {seconds} s; what was before returns if it fails"
             ));
         }
         let report = change.apply(host)?;

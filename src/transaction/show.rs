@@ -53,7 +53,7 @@ impl fmt::Display for Step {
                 health,
                 ..
             } => {
-                write!(f, "watch {unit} for {seconds} seconds")?;
+                write!(f, "watch {unit} for {seconds} s")?;
                 if let Some(health) = health {
                     write!(f, " with the health command \"{}\"", health.args.join(" "))?;
                 }

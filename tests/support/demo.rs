@@ -3,6 +3,8 @@
 #[path = "mod.rs"]
 mod support;
 
+use serde_json::json;
+use support::images::{Image, Layer};
 use support::{Host, Registry, Said as _, free_port, images, wait_for_answer};
 
 fn main() {
@@ -35,6 +37,17 @@ fn demo(registry: &Registry, host: &Host, name: &str, image: fn(u16, &str) -> im
     answer(port, "version-2");
     show(host, &format!("atomic-rs rollback {name}"));
     answer(port, "version-1");
+    println!("\n# {name}: a version 3 is pushed that dies after half a second");
+    Image::new()
+        .layer(Layer::new().busybox())
+        .set(
+            "Entrypoint",
+            json!(["/bin/sh", "-c", "echo out of order; sleep 0.5; exit 1"]),
+        )
+        .push(registry, &format!("{name}:stable"));
+    run(host, &format!("atomic-rs update {name}"), 1);
+    answer(port, "version-1");
+    show(host, &format!("atomic-rs history {name}"));
     show(host, &format!("atomic-rs uninstall {name}"));
 }
 
@@ -60,11 +73,15 @@ fn exported(registry: &Registry, host: &Host) {
 }
 
 fn show(host: &Host, words: &str) {
+    run(host, words, 0);
+}
+
+fn run(host: &Host, words: &str, code: i32) {
     println!("\n$ {words}");
     // Both streams as a terminal would show them.
     let output = host.sh(&format!("{words} 2>&1"));
     print!("{}", output.out());
-    assert!(output.status.success(), "{words}: {}", output.status);
+    assert_eq!(output.code(), code, "{words}");
 }
 
 fn answer(port: u16, wanted: &str) {
