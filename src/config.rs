@@ -27,6 +27,8 @@ pub struct Config {
     pub runtime: Option<String>,
     /// The skopeo to run.
     pub skopeo: String,
+    /// Where packages put containers; these are only looked at.
+    pub preinstalled: Utf8PathBuf,
     /// Where unit files go.
     pub units: Utf8PathBuf,
     /// Where tmpfiles.d files go.
@@ -122,6 +124,7 @@ impl Config {
             repository: repository.as_deref().map(absolute).transpose()?,
             runtime: env("RUNC_PATH").or(file.runtime),
             skopeo: env("SKOPEO_PATH").unwrap_or_else(|| "skopeo".into()),
+            preinstalled: "/usr/lib/containers/atomic".into(),
             units: places.units,
             tmpfiles: places.tmpfiles,
             run_directory: places.run,

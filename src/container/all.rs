@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::change::{self, Outcome};
 use super::update::{self, Fetch, Update};
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Ledger, Paths};
+use crate::deployment::{ContainerName, Info, Ledger, Paths, installed};
 use crate::error::{Kind, Result};
 use crate::pull::Progress;
 use crate::store::Store;
@@ -176,7 +176,7 @@ fn latest(config: &Config, name: &ContainerName) -> Option<String> {
 /// The containers that are to be kept current without being named: what was said of the container
 /// comes before its image's label, and that before the configuration.
 pub fn opted_in(config: &Config) -> Result<Vec<ContainerName>> {
-    let mut names = change::names(config)?;
+    let mut names = installed(config)?;
     let store = Store::open_existing(config)?;
     names.retain(|name| {
         let paths = Paths::new(config, name);

@@ -1,7 +1,7 @@
 //! What install, update, rollback and uninstall have in common.
 
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, Slot, installed};
+use crate::deployment::{ContainerName, Info, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
@@ -126,6 +126,14 @@ fn report(name: &ContainerName, verb: &str, applied: Applied) {
 /// Refuse a container that is not installed. Returns the slot in use.
 pub(super) fn require(config: &Config, name: &ContainerName) -> Result<Slot> {
     Paths::new(config, name).current()?.ok_or_else(|| {
+        if config.preinstalled.join(name.as_str()).is_dir() {
+            return Error::new(
+                Kind::Exists,
+                format!(
+                    "Cannot update a preinstalled container: {name} belongs to a package, whose manager changes it"
+                ),
+            );
+        }
         Error::new(
             Kind::NotFound,
             format!("System container '{name}' is not installed"),
@@ -385,9 +393,4 @@ fn prove_steps(
             });
         }
     }
-}
-
-/// The installed containers, for messages and listings.
-pub(super) fn names(config: &Config) -> Result<Vec<ContainerName>> {
-    installed(config)
 }

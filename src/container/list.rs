@@ -5,9 +5,8 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::change;
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths};
+use crate::deployment::{ContainerName, Info, Paths, installed, preinstalled};
 use crate::error::Result;
 use crate::systemd::{Manager, UnitStatus};
 
@@ -43,7 +42,10 @@ pub struct Row {
 
 /// All containers of a host.
 pub fn list(config: &Config) -> Result<Vec<Row>> {
-    let names = change::names(config)?;
+    let mut names = installed(config)?;
+    if config.is_system {
+        names.extend(preinstalled(config));
+    }
     if names.is_empty() {
         return Ok(Vec::new());
     }
@@ -67,9 +69,12 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
 pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -> Row {
     let read = || -> Result<(Info, String)> {
         let paths = Paths::new(config, name);
-        let slot = change::require(config, name)?;
-        let info = Info::read(&paths.slot(slot))?;
-        let command = command(&paths.slot(slot).join("config.json"));
+        let deployment = match paths.current()? {
+            Some(slot) => paths.slot(slot),
+            None => config.preinstalled.join(name.as_str()),
+        };
+        let info = Info::read(&deployment)?;
+        let command = command(&deployment.join("config.json"));
         Ok((info, command))
     };
     let (info, command, problem) = match read() {

@@ -94,10 +94,7 @@ pub fn render(
         .to_owned();
 
     let mut own_config = match &exports.config {
-        Some(text) => {
-            let text = expand(text, Place::Json, &variables)?;
-            Some(parse_config(&text)?)
-        }
+        Some(text) => Some(render_config(text, &variables, wishes.inherited)?),
         None => None,
     };
     if own_config == Some(json!({})) {
@@ -274,6 +271,24 @@ fn expand(text: &ExportedText, place: Place, variables: &Variables) -> Result<St
         return Ok(text.text.clone());
     }
     substitute(text.file, &text.text, place, |name| variables.look_up(name))
+}
+
+/// An image's own `config.json`. Values of a host taken over may be escaped already: they are
+/// pasted as they are if that gives JSON.
+fn render_config(
+    text: &ExportedText,
+    variables: &Variables,
+    inherited: Option<&BTreeMap<String, String>>,
+) -> Result<Value> {
+    if let (Some(stored), true) = (inherited, text.is_template) {
+        let pasted = substitute(text.file, &text.text, Place::Json, |name| {
+            variables.look_up_stored(name, stored)
+        })?;
+        if let Ok(config) = serde_json::from_str(&pasted) {
+            return Ok(config);
+        }
+    }
+    parse_config(&expand(text, Place::Json, variables)?)
 }
 
 fn parse_config(text: &str) -> Result<Value> {

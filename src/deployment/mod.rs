@@ -269,6 +269,19 @@ pub fn installed(config: &Config) -> Result<Vec<ContainerName>> {
     Ok(names)
 }
 
+/// The containers that packages brought, without those of the same name that were installed since.
+pub fn preinstalled(config: &Config) -> Vec<ContainerName> {
+    let entries = config.preinstalled.read_dir_utf8().into_iter().flatten();
+    let mut names: Vec<ContainerName> = entries
+        .flatten()
+        .filter(|entry| entry.path().join("info").is_file())
+        .filter_map(|entry| entry.file_name().parse().ok())
+        .filter(|name| std::fs::symlink_metadata(Paths::new(config, name).link()).is_err())
+        .collect();
+    names.sort();
+    names
+}
+
 /// Refuse a name whose directories would be those of another container: `a` beside `a.0`.
 pub fn check_collision(config: &Config, name: &ContainerName) -> Result<()> {
     for other in installed(config)? {

@@ -86,6 +86,15 @@ impl Variables {
         })
     }
 
+    /// The same, with those of `raw` that nobody set since pasted as they are: programs of old
+    /// stored values already escaped.
+    pub fn look_up_stored(&self, name: &str, raw: &Map) -> Option<Value<'_>> {
+        match self.values.get(name) {
+            Some(value) if raw.get(name) == Some(value) => Some(Value::Raw(value)),
+            _ => self.look_up(name),
+        }
+    }
+
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
