@@ -113,10 +113,15 @@ impl Config {
             Places::of_system()
         } else {
             let uid = rustix::process::geteuid().as_raw();
+            let runtime =
+                path_of("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into());
+            let config_home = path_of("XDG_CONFIG_HOME")
+                .map(|path| absolute(&path))
+                .transpose()?;
             Places::of_user(
                 &absolute(&home)?,
-                path_of("XDG_CONFIG_HOME").as_deref(),
-                &path_of("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into()),
+                config_home.as_deref(),
+                &absolute(&runtime)?,
             )
         };
         Ok(Self {

@@ -181,3 +181,88 @@ fn an_image_runs_once_in_a_throwaway_deployment_that_a_kill_does_not_leave() {
     assert_eq!(host.ok(&format!("ls -A {C}/.run")), "");
     host.ok(&fsck);
 }
+
+#[test]
+fn mounts_are_read_only_or_private_and_never_reach_the_store() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    Image::new()
+        .layer(
+            Layer::new()
+                .busybox()
+                .file("low", 0o644, "low")
+                .file("both", 0o644, "low"),
+        )
+        .layer(
+            Layer::new()
+                .file("both", 0o644, "high")
+                .whiteout(".", "low"),
+        )
+        .set("Cmd", json!(["sleep", "100"]))
+        .push(&registry, "app");
+    let reference = registry.name("app");
+    host.atomic_ok(&format!("install --name app {reference}"));
+    host.ok("mkdir /mnt/a /mnt/b");
+    for source in ["app", reference.as_str()] {
+        host.atomic_ok(&format!("mount {source} /mnt/a"));
+        assert_eq!(
+            host.read("/mnt/a/both"),
+            "high",
+            "upper layers hide lower ones"
+        );
+        assert!(!host.exists("/mnt/a/low"), "and whiteouts count");
+        let write = host.sh("echo x >> /mnt/a/both");
+        assert!(write.err().contains("Read-only"), "{}", write.err());
+        assert_eq!(
+            host.atomic("mount app /mnt/a").code(),
+            1,
+            "it is not empty any more"
+        );
+        host.atomic_ok("unmount /mnt/a");
+        assert_eq!(host.ok("ls -A /mnt/a"), "");
+
+        host.atomic_ok(&format!("mount -o rw,nosuid {source} /mnt/b"));
+        assert_eq!(
+            host.sh("echo mine > /mnt/b/both; rm /mnt/b/bin/sh").code(),
+            0
+        );
+        assert_eq!(host.read("/mnt/b/both"), "mine\n");
+        assert!(host.ok("findmnt -n -o OPTIONS /mnt/b").contains("nosuid"));
+        host.atomic_ok("umount /mnt/b");
+        assert_eq!(host.atomic_ok("verify app"), "");
+    }
+    for (words, code, text) in [
+        ("mount app /mnt/none", 1, "cannot mount on"),
+        ("mount --live app /mnt/a", 2, "do not support --live"),
+        ("mount -o loop app /mnt/a", 2, "loop"),
+        ("unmount /mnt/a", 1, "is not a mount"),
+    ] {
+        let output = host.atomic(words);
+        assert!(
+            output.code() == code && output.err().contains(text),
+            "{words}: {}",
+            output.err()
+        );
+    }
+    // What a reboot ended is swept.
+    host.atomic_ok(&format!("mount {reference} /mnt/a"));
+    host.ok("umount /mnt/a");
+    host.atomic_ok("images prune");
+    assert_eq!(host.ok(&format!("ls -A {C}/.mounts")), "");
+    host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
+
+    // A user gets a copy.
+    host.ok("useradd -m someone");
+    let as_user = "setpriv --reuid someone --regid someone --clear-groups env HOME=/home/someone";
+    host.ok(&format!("{as_user} mkdir /home/someone/m"));
+    host.ok(&format!(
+        "{as_user} atomic-rs mount {reference} /home/someone/m"
+    ));
+    assert_eq!(host.read("/home/someone/m/both"), "high");
+    host.sh("echo x >> /home/someone/m/both");
+    host.ok(&format!("{as_user} atomic-rs unmount /home/someone/m"));
+    assert_eq!(host.ok("ls -A /home/someone/m"), "");
+    host.ok(&format!(
+        "{as_user} ostree fsck --quiet --repo=/home/someone/.local/share/containers/atomic/repo"
+    ));
+}

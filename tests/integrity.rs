@@ -194,3 +194,64 @@ fn images_are_tagged_described_and_updated() {
             .contains("2-1")
     );
 }
+
+#[test]
+fn what_an_update_would_change_is_shown_file_by_file() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let image = |new: bool| {
+        let layer = Layer::new()
+            .busybox()
+            .dir("d", if new { 0o700 } else { 0o755 })
+            .file("d/same", 0o644, "same")
+            .file("d/content", 0o644, if new { "b" } else { "a" })
+            .owned_file("d/owner", 0o644, u32::from(new), "x")
+            .file("d/mode", if new { 0o600 } else { 0o644 }, "x");
+        let layer = if new {
+            layer
+                .dir("new", 0o755)
+                .file("new/file", 0o644, "")
+                .file("turns", 0o644, "")
+        } else {
+            layer
+                .file("old", 0o644, "")
+                .dir("turns", 0o755)
+                .file("turns/in", 0o644, "")
+        };
+        Image::new().layer(layer).set("Cmd", json!(["true"])).set(
+            "Env",
+            if new {
+                json!(["A=2", "B=1"])
+            } else {
+                json!(["A=1"])
+            },
+        )
+    };
+    image(false).push(&registry, "app");
+    let reference = registry.name("app");
+    host.atomic_ok(&format!("install --name app {reference}"));
+    assert_eq!(host.atomic_ok("diff app"), "");
+    image(true).push(&registry, "app");
+    host.atomic_ok(&format!("pull {reference}"));
+    assert_eq!(
+        host.atomic_ok("diff app"),
+        "~ /d (mode)\n~ /d/content (content)\n~ /d/mode (mode)\n~ /d/owner (owner)\n+ /new\n+ /new/file\n- /old\n- /turns\n- /turns/in\n+ /turns\nenvironment: +B ~A\n"
+    );
+    let names = host.atomic_ok("diff app --names-only");
+    assert!(
+        names.starts_with("/d\n/d/content\n") && !names.contains("environment"),
+        "{names}"
+    );
+    assert_eq!(
+        host.atomic_ok("diff app --metadata"),
+        "environment: +B ~A\n"
+    );
+    let told: Value = serde_json::from_str(&host.atomic_ok("diff --json app")).unwrap();
+    assert_eq!(
+        told["files"][1],
+        json!({"path": "/d/content", "change": "changed", "what": ["content"]})
+    );
+    host.atomic_ok("update app --no-pull");
+    assert_eq!(host.atomic_ok("diff app"), "");
+    assert_eq!(host.atomic("diff app nothing").code(), 1);
+}

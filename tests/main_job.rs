@@ -613,12 +613,9 @@ fn deployed_files_are_the_stores_own_and_nobody_else_reaches_them() {
         format!("ociimage-tree/{}", written.id()),
         "atomic-deployment/web/0".to_owned(),
     ];
-    expected.extend(
-        written
-            .layers
-            .iter()
-            .map(|layer| format!("ociimage/{}", &layer[7..])),
-    );
+    expected.extend(written.layers.iter().flat_map(|layer| {
+        ["ociimage", "ociimage-side"].map(|kind| format!("{kind}/{}", &layer[7..]))
+    }));
     for name in &expected {
         assert!(refs.lines().any(|line| line == name), "{name} in {refs}");
     }

@@ -8,7 +8,7 @@ use super::args::ListArgs;
 use super::containers::parse_filters;
 use super::{Call, export, image};
 use crate::container::list::local_time;
-use crate::container::run;
+use crate::container::{mount, run};
 use crate::deployment::{Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
 use crate::fail;
@@ -353,6 +353,7 @@ impl Prune {
             return Ok(ExitCode::SUCCESS);
         }
         run::sweep(call.config)?;
+        mount::sweep(call.config)?;
         let store = Store::open_exclusive(call.config)?;
         let mut removed = Vec::new();
         let (objects, bytes) = store.prune(|name| removed.push(name.to_owned()))?;

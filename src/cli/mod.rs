@@ -6,11 +6,13 @@
 mod args;
 mod completion;
 mod containers;
+mod diff;
 mod export;
 mod image;
 mod images;
 mod inspect;
 mod install;
+mod mount;
 mod output;
 mod pull;
 mod recover;
@@ -91,6 +93,7 @@ enum Verb {
     History(update::History),
     Pin(update::Pin),
     Unpin(update::Unpin),
+    Diff(diff::Diff),
     Verify(verify::Verify),
     Repair(verify::Repair),
     Uninstall(uninstall::Uninstall),
@@ -99,6 +102,9 @@ enum Verb {
     Stop(run::Stop),
     Status(run::Status),
     Logs(run::Logs),
+    Mount(mount::Mount),
+    #[command(visible_alias = "umount")]
+    Unmount(mount::Unmount),
     Containers(containers::Containers),
     Images(images::Images),
     Push(export::Push),
@@ -176,6 +182,7 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::History(verb) => verb.run(&mut call),
         Verb::Pin(verb) => verb.run(&mut call),
         Verb::Unpin(verb) => verb.run(&mut call),
+        Verb::Diff(verb) => verb.run(&mut call),
         Verb::Verify(verb) => verb.run(&mut call),
         Verb::Repair(verb) => verb.run(&mut call),
         Verb::Uninstall(verb) => verb.run(&mut call),
@@ -184,6 +191,8 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Stop(verb) => verb.run(&mut call),
         Verb::Status(verb) => verb.run(&mut call),
         Verb::Logs(verb) => verb.run(&mut call),
+        Verb::Mount(verb) => verb.run(&mut call),
+        Verb::Unmount(verb) => verb.run(&mut call),
         Verb::Containers(verb) => verb.run(&mut call),
         Verb::Images(verb) => verb.run(&mut call),
         Verb::Push(verb) => verb.run(&mut call),
@@ -205,6 +214,7 @@ impl Verb {
             Self::History(_) => "history",
             Self::Pin(_) => "pin",
             Self::Unpin(_) => "unpin",
+            Self::Diff(_) => "diff",
             Self::Verify(_) => "verify",
             Self::Repair(_) => "repair",
             Self::Uninstall(_) => "uninstall",
@@ -213,6 +223,8 @@ impl Verb {
             Self::Stop(_) => "stop",
             Self::Status(_) => "status",
             Self::Logs(_) => "logs",
+            Self::Mount(_) => "mount",
+            Self::Unmount(_) => "unmount",
             Self::Containers(_) => "containers",
             Self::Images(_) => "images",
             Self::Push(_) => "push",

@@ -223,6 +223,7 @@ impl AutoUpdate {
         if !self.change.is_dry() {
             // What neither an image nor a deployment needs any more; both slots' pins stay.
             container::run::sweep(call.config)?;
+            container::mount::sweep(call.config)?;
             crate::store::Store::open_exclusive(call.config)?.prune(|_| ())?;
         }
         Ok(code)

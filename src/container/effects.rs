@@ -119,8 +119,17 @@ impl Delta {
         delta
     }
 
-    fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    /// As a line of text; nothing if nothing differs.
+    fn line(&self, what: &str) -> Option<String> {
+        let words: Vec<String> = [
+            ("+", &self.added),
+            ("~", &self.changed),
+            ("-", &self.removed),
+        ]
+        .into_iter()
+        .flat_map(|(sign, words)| words.iter().map(move |word| format!("{sign}{word}")))
+        .collect();
+        (!words.is_empty()).then(|| format!("{what}: {}", words.join(" ")))
     }
 }
 
@@ -182,6 +191,69 @@ pub fn ports(before: &ImageConfig, after: &ImageConfig) -> Delta {
 /// Compare the environment that two image configs set.
 pub fn image_environment(before: &ImageConfig, after: &ImageConfig) -> Delta {
     Delta::between(&before.config.env, &after.config.env)
+}
+
+/// How two images differ in what they say of themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ImageDelta {
+    /// Exposed ports.
+    pub ports: Delta,
+    /// Environment variables, by name.
+    pub environment: Delta,
+    /// Labels, by name.
+    pub labels: Delta,
+    /// Volumes.
+    pub volumes: Delta,
+    /// Entrypoint and arguments, before and after, if they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<(String, String)>,
+    /// User, before and after, if it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<(String, String)>,
+}
+
+/// Compare what two images say of themselves.
+pub fn compare_images(before: &ImageConfig, after: &ImageConfig) -> ImageDelta {
+    let labels = |config: &ImageConfig| -> Vec<String> {
+        let pairs = config.config.labels.iter();
+        pairs.map(|(key, value)| format!("{key}={value}")).collect()
+    };
+    let volumes =
+        |config: &ImageConfig| -> Vec<String> { config.config.volumes.keys().cloned().collect() };
+    let command = |config: &ImageConfig| {
+        let run = &config.config;
+        [run.entrypoint.as_slice(), &run.cmd].concat().join(" ")
+    };
+    let pair = |a: String, b: String| (a != b).then_some((a, b));
+    ImageDelta {
+        ports: ports(before, after),
+        environment: image_environment(before, after),
+        labels: Delta::between(&labels(before), &labels(after)),
+        volumes: Delta::between(&volumes(before), &volumes(after)),
+        command: pair(command(before), command(after)),
+        user: pair(before.config.user.clone(), after.config.user.clone()),
+    }
+}
+
+impl ImageDelta {
+    /// As lines of text.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = [
+            ("ports", &self.ports),
+            ("environment", &self.environment),
+            ("labels", &self.labels),
+            ("volumes", &self.volumes),
+        ]
+        .into_iter()
+        .filter_map(|(what, delta)| delta.line(what))
+        .collect();
+        for (what, pair) in [("command", &self.command), ("user", &self.user)] {
+            if let Some((before, after)) = pair {
+                lines.push(format!("{what}: {before} -> {after}"));
+            }
+        }
+        lines
+    }
 }
 
 impl Effects {
@@ -259,17 +331,7 @@ impl Effects {
             ("capabilities", &self.capabilities),
             ("environment", &self.environment),
         ] {
-            if !delta.is_empty() {
-                let words: Vec<String> = [
-                    ("+", &delta.added),
-                    ("~", &delta.changed),
-                    ("-", &delta.removed),
-                ]
-                .into_iter()
-                .flat_map(|(sign, words)| words.iter().map(move |word| format!("{sign}{word}")))
-                .collect();
-                lines.push(format!("{what}: {}", words.join(" ")));
-            }
+            lines.extend(delta.line(what));
         }
         if let Some((before, after)) = &self.command {
             lines.push(format!("command: {before} -> {after}"));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{change, list};
+use super::{change, list, update};
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Ledger, Paths, Slot};
 use crate::error::Result;
@@ -55,6 +55,13 @@ pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
         "command": row.command,
         "deployments": deployments,
     }))
+}
+
+/// The image the deployment in use was made from.
+pub fn image_of(config: &Config, store: &Store, name: &ContainerName) -> Result<StoredImage> {
+    let slot = change::require(config, name)?;
+    let info = Info::read(&Paths::new(config, name).slot(slot))?;
+    update::current_image(store, &info)
 }
 
 /// What became of a container's deployments.

@@ -7,6 +7,7 @@ mod exports;
 pub mod inspect;
 mod install;
 pub mod list;
+pub mod mount;
 mod preview;
 mod render;
 mod rollback;
@@ -18,7 +19,7 @@ mod window;
 
 pub use change::{Change, Outcome, Preview, Recovered, recover_all};
 pub use exports::{TemplateVariable, template_variables};
-pub use inspect::history;
+pub use inspect::{history, image_of};
 pub use install::{Install, install, preview_fetch, remote_rootfs};
 pub use rollback::rollback;
 pub use uninstall::{Uninstalled, uninstall};

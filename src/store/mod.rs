@@ -13,6 +13,7 @@
 //! The layout is the one skopeo's old `ostree:` destination wrote, so repositories of existing
 //! hosts are read and extended in place.
 
+pub mod diff;
 pub mod export;
 pub mod images;
 pub mod layer;
@@ -167,6 +168,23 @@ impl Store {
     /// Check out `commit` as hard links into `directory/rootfs`, which must not exist.
     pub fn check_out(&self, commit: &str, directory: &Utf8Path) -> Result<()> {
         self.check_out_as(commit, directory, "rootfs")
+    }
+
+    /// Copy the files of `commit` into `directory`, which is there and empty: copies, because a
+    /// write to a hard link would be one to the store.
+    pub fn copy_out(&self, commit: &str, directory: &Utf8Path) -> Result<()> {
+        let at = std::fs::File::open(directory)
+            .context(|| format!("cannot open the directory {directory}"))?;
+        let options = RepoCheckoutAtOptions {
+            mode: RepoCheckoutMode::User,
+            overwrite_mode: RepoCheckoutOverwriteMode::UnionFiles,
+            enable_fsync: false,
+            force_copy: true,
+            ..Default::default()
+        };
+        self.repo
+            .checkout_at(Some(&options), at.as_raw_fd(), ".", commit, NO_CANCEL)
+            .context(|| format!("cannot copy {commit} to {directory}"))
     }
 
     /// The same under another name than `rootfs`.

@@ -324,7 +324,7 @@ impl Import<'_> {
     }
 }
 
-fn same_bytes(a: &mut impl std::io::Read, b: &mut impl std::io::Read) -> bool {
+pub(super) fn same_bytes(a: &mut impl std::io::Read, b: &mut impl std::io::Read) -> bool {
     let mut buffers = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
         let Ok(n) = a.read(&mut buffers.0) else {

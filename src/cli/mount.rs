@@ -1,0 +1,81 @@
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+
+use super::Call;
+use super::args::SourceArgs;
+use crate::container::mount;
+use crate::container::run::installed;
+use crate::error::{Kind, Result};
+use crate::fail;
+use crate::store::Store;
+
+/// Mount the files of a container or an image: read-only, or with "-o rw" in a private layer
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Without root the files are copied, and removed again by \"unmount\".")]
+pub struct Mount {
+    /// Mount options, separated by commas: ro, rw, nodev, nosuid, noexec, noatime and their opposites
+    #[arg(short, long, value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
+    /// Let the mount be seen in other mount namespaces
+    #[arg(long)]
+    shared: bool,
+    /// Accepted for scripts written for the original, where it meant docker's running containers
+    #[arg(long, hide = true)]
+    live: bool,
+    /// Installed container, or an image
+    #[arg(value_name = "NAME|IMAGE")]
+    source: String,
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    directory: Utf8PathBuf,
+    #[command(flatten)]
+    registry: SourceArgs,
+}
+
+/// Undo "mount"
+#[derive(Debug, clap::Args)]
+pub struct Unmount {
+    /// Where it is mounted
+    #[arg(value_name = "DIR")]
+    directory: Utf8PathBuf,
+}
+
+impl Mount {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if self.live {
+            fail!(
+                Kind::Usage,
+                "Containers and images managed through OSTree do not support --live."
+            );
+        }
+        let source = if installed(call.config, &self.source)?.is_some() {
+            self.source
+        } else {
+            let store = Store::open(call.config)?;
+            if let Some(image) = store.find(&self.source)?.first() {
+                image.name.clone()
+            } else {
+                let reference = self.registry.reference(&self.source)?;
+                self.registry.ensure(call, &store, &reference)?
+            }
+        };
+        mount::mount(
+            call.config,
+            &mount::Mount {
+                source,
+                directory: self.directory,
+                options: self.options,
+                shared: self.shared,
+            },
+        )?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Unmount {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        mount::unmount(call.config, &self.directory)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
