@@ -44,6 +44,8 @@ bench: deps
 	$(CARGO) build --quiet --release
 	./benches/startup.sh
 	./benches/memory.sh
+	$(CARGO) build --quiet --example outage
+	./target/debug/examples/outage
 
 # Manual pages and completions come from the definition of the command line.
 man:
