@@ -60,6 +60,13 @@ impl Child {
         self
     }
 
+    /// An environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// One argument that must not be logged.
     #[must_use]
     pub fn secret_arg(mut self, arg: impl AsRef<OsStr>) -> Self {

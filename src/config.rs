@@ -98,7 +98,7 @@ impl Config {
             .unwrap_or_else(|| home.join(".local/share"))
             .join("containers");
         let checkouts = path_of("ATOMIC_OSTREE_CHECKOUT_PATH")
-            .or(file.checkout_path)
+            .or(file.checkout_path.filter(|_| is_system))
             .unwrap_or_else(|| {
                 if is_system {
                     DEFAULT_CHECKOUTS.into()

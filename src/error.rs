@@ -28,6 +28,8 @@ pub enum Kind {
     Policy,
     /// systemd or D-Bus.
     Systemd,
+    /// A unit did not start, or did not stay.
+    Unit,
     /// Not allowed for this user.
     Permission,
     /// ^C (exit code 130) or SIGTERM (143): the number is that of the signal.

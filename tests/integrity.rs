@@ -76,7 +76,7 @@ fn a_write_through_a_deployment_is_reported_and_repaired() {
     // The rest of what can happen to a deployment: by one repair, the store included.
     write_through(&host, &format!("{C}/web.0/rootfs/etc/passwd"));
     host.sh(&format!(
-        "cd {C}/web.0/rootfs && rm etc/group && chmod 700 tmp && echo x > added; echo '# mine' >> /etc/systemd/system/web.service"
+        "cd {C}/web.0/rootfs && rm etc/group && chmod 700 tmp && echo x > added; rm ../web.service; echo '# mine' >> /etc/systemd/system/web.service"
     ));
     let found: Value = serde_json::from_str(&host.atomic("verify web --json").out()).unwrap();
     let text = found["problems"].to_string();
@@ -97,6 +97,30 @@ fn a_write_through_a_deployment_is_reported_and_repaired() {
         host.ok(&format!("readlink {C}/web")),
         format!("{C}/web.0\n")
     );
+
+    // What only the merged tree has, and no layer, is put together again.
+    let tree = host.ok(&format!(
+        "ostree rev-parse --repo={C}/.storage/ostree ociimage-tree/{}",
+        written.id()
+    ));
+    let root = host.ok(&format!(
+        "ostree ls --repo={C}/.storage/ostree -d -C {}",
+        tree.trim()
+    ));
+    let checksum = root
+        .split_whitespace()
+        .find(|word| word.len() == 64)
+        .unwrap();
+    let object = format!(
+        "{C}/.storage/ostree/objects/{}/{}.dirtree",
+        &checksum[..2],
+        &checksum[2..]
+    );
+    assert!(host.exists(&object), "{root}");
+    host.ok(&format!("rm {object}"));
+    assert_eq!(host.atomic(&format!("images verify {reference}")).code(), 1);
+    host.atomic_ok(&format!("pull {reference}"));
+    host.atomic_ok(&format!("images verify {reference}"));
 
     // Where the registry has another image under the name by now, the very one is fetched.
     images::plain(port, "newer").push(&registry, "web");

@@ -18,6 +18,7 @@ mod pull;
 mod recover;
 mod rollback;
 mod run;
+mod trust;
 mod uninstall;
 mod update;
 mod verify;
@@ -102,6 +103,8 @@ enum Verb {
     Stop(run::Stop),
     Status(run::Status),
     Logs(run::Logs),
+    Sign(trust::Sign),
+    Trust(trust::Trust),
     Mount(mount::Mount),
     #[command(visible_alias = "umount")]
     Unmount(mount::Unmount),
@@ -191,6 +194,8 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Stop(verb) => verb.run(&mut call),
         Verb::Status(verb) => verb.run(&mut call),
         Verb::Logs(verb) => verb.run(&mut call),
+        Verb::Sign(verb) => verb.run(&mut call),
+        Verb::Trust(verb) => verb.run(&mut call),
         Verb::Mount(verb) => verb.run(&mut call),
         Verb::Unmount(verb) => verb.run(&mut call),
         Verb::Containers(verb) => verb.run(&mut call),
@@ -223,6 +228,8 @@ impl Verb {
             Self::Stop(_) => "stop",
             Self::Status(_) => "status",
             Self::Logs(_) => "logs",
+            Self::Sign(_) => "sign",
+            Self::Trust(_) => "trust",
             Self::Mount(_) => "mount",
             Self::Unmount(_) => "unmount",
             Self::Containers(_) => "containers",

@@ -55,6 +55,12 @@ impl Update {
                     "Incompatible options specified.  --all doesn't support a container name"
                 );
             }
+            if self.force || self.watch.watch.is_some() || self.watch.health_cmd.is_some() {
+                fail!(
+                    Kind::Usage,
+                    "Incompatible options specified.  --all doesn't support --force, --watch or --health-cmd"
+                );
+            }
             if !values.is_empty() || self.rebase.is_some() {
                 fail!(
                     Kind::Usage,
@@ -84,7 +90,12 @@ impl Update {
         };
         let Some(name) = name else {
             let names = crate::deployment::installed(call.config)?;
-            return many(call, &host, &names, fetch, &self.change);
+            let how = How {
+                dry: self.change.is_dry(),
+                fetch,
+                access: self.source.access(),
+            };
+            return many(call, &host, &names, &how, &self.change);
         };
         let request = container::Update {
             values,
@@ -115,16 +126,12 @@ pub fn many(
     call: &mut Call<'_>,
     host: &Host<'_>,
     names: &[ContainerName],
-    fetch: Fetch,
+    how: &How,
     args: &ChangeArgs,
 ) -> Result<ExitCode> {
     let mut progress = PullProgress::new();
     let json = args.is_json();
     let out = &mut *call.out;
-    let how = How {
-        dry: args.is_dry(),
-        fetch,
-    };
     let rows = all::update_all(host, names, how, &mut progress, |name| {
         if !json {
             // A reader that went away is noticed at the summary.
@@ -219,7 +226,17 @@ impl AutoUpdate {
                 .nothing(call, "no container is kept current by auto-update");
         }
         host.manager()?;
-        let code = many(call, &host, &names, Fetch::Always, &self.change)?;
+        let code = many(
+            call,
+            &host,
+            &names,
+            &How {
+                dry: self.change.is_dry(),
+                fetch: Fetch::Always,
+                access: crate::transport::Access::default(),
+            },
+            &self.change,
+        )?;
         if !self.change.is_dry() {
             // What neither an image nor a deployment needs any more; both slots' pins stay.
             container::run::sweep(call.config)?;

@@ -10,6 +10,7 @@ use crate::error::{Kind, Result};
 use crate::pull::Progress;
 use crate::store::Store;
 use crate::transaction::Host;
+use crate::transport::Access;
 
 /// A label by which an image asks to be kept current.
 const LABEL: &str = "atomic.auto-update";
@@ -69,12 +70,14 @@ pub struct Row {
 }
 
 /// How many containers are updated.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct How {
     /// Change nothing.
     pub dry: bool,
     /// When the registry is asked.
     pub fetch: Fetch,
+    /// How.
+    pub access: Access,
 }
 
 /// Update `names` one after the other. `begin` hears each name before its turn.
@@ -84,7 +87,7 @@ pub struct How {
 pub fn update_all(
     host: &Host<'_>,
     names: &[ContainerName],
-    how: How,
+    how: &How,
     progress: &mut dyn Progress,
     mut begin: impl FnMut(&ContainerName),
 ) -> Result<Vec<Row>> {
@@ -96,6 +99,7 @@ pub fn update_all(
             unattended: true,
             dry: how.dry,
             fetch: how.fetch,
+            access: how.access.clone(),
             ..Update::new(name.clone())
         };
         let mut row = Row {

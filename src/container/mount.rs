@@ -29,6 +29,9 @@ pub struct Mounted {
     pub source: String,
     /// True for a copy of the files, which is what users without root get.
     pub copied: bool,
+    /// The boot and the mount namespace in which it can be seen.
+    #[serde(default)]
+    pub seen_from: (String, String),
 }
 
 /// A request to mount.
@@ -80,7 +83,13 @@ pub fn mount(config: &Config, request: &Mount) -> Result<()> {
     safefs::make_private_dir(record.as_std_path())?;
     let done = bring(config, request, &directory, &record);
     if done.is_err() {
-        // Nothing is mounted, so nothing but a checkout is there.
+        if config.is_system {
+            if is_mount_point(&directory) {
+                umount(&directory)?;
+            }
+        } else {
+            empty(&directory)?;
+        }
         safefs::remove_tree(record.as_std_path())?;
     }
     done
@@ -92,6 +101,7 @@ fn bring(config: &Config, request: &Mount, directory: &Utf8Path, record: &Utf8Pa
         directory: directory.to_owned(),
         source: request.source.clone(),
         copied: !config.is_system,
+        seen_from: viewpoint(),
     };
     let text = serde_json::to_vec_pretty(&info).context(|| "cannot write JSON".into())?;
     safefs::write_new_file(record.join("info.json").as_std_path(), &text, 0o600)?;
@@ -150,10 +160,7 @@ fn bring(config: &Config, request: &Mount, directory: &Utf8Path, record: &Utf8Pa
             options.push(',');
             options.push_str(flag);
         }
-        if let Err(error) = run(&["-o", &options, directory.as_str()]) {
-            umount(directory)?;
-            return Err(error);
-        }
+        run(&["-o", &options, directory.as_str()])?;
     }
     let propagation = if request.shared {
         "--make-shared"
@@ -187,12 +194,7 @@ pub fn unmount(config: &Config, directory: &Utf8Path) -> Result<()> {
         );
     };
     if info.copied {
-        let entries = directory
-            .read_dir_utf8()
-            .context(|| format!("cannot list {directory}"))?;
-        for entry in entries.flatten() {
-            safefs::remove_tree(entry.path().as_std_path())?;
-        }
+        empty(&directory)?;
     } else if is_mount_point(&directory) {
         umount(&directory)?;
     }
@@ -217,7 +219,10 @@ fn sweep_in_turn(config: &Config) -> Result<Lock> {
         let gone = if info.copied {
             !info.directory.exists()
         } else {
-            !is_mount_point(&info.directory)
+            // What lives in another namespace cannot be seen from here.
+            let here = viewpoint();
+            here.0 != info.seen_from.0
+                || (here.1 == info.seen_from.1 && !is_mount_point(&info.directory))
         };
         if gone {
             safefs::remove_tree(record.as_std_path())?;
@@ -278,6 +283,25 @@ fn is_mount_point(path: &Utf8Path) -> bool {
         text.lines()
             .any(|line| line.split(' ').nth(4) == Some(escaped.as_str()))
     })
+}
+
+/// This boot and this mount namespace.
+fn viewpoint() -> (String, String) {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = std::fs::read_link("/proc/self/ns/mnt")
+        .map(|link| link.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    (boot.trim().to_owned(), namespace)
+}
+
+fn empty(directory: &Utf8Path) -> Result<()> {
+    let entries = directory
+        .read_dir_utf8()
+        .context(|| format!("cannot list {directory}"))?;
+    for entry in entries.flatten() {
+        safefs::remove_tree(entry.path().as_std_path())?;
+    }
+    Ok(())
 }
 
 fn run(words: &[&str]) -> Result<()> {

@@ -200,11 +200,14 @@ pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
         .status_held(&config.interrupt, grace(config), || {
             bundle.kill(&runtime);
         });
-    tmpfiles::remove(&tmpfiles::lines_below(&text, &config.run_directory))?;
-    for path in tmpfiles::directories(&tmpfiles::lines_below(&text, &config.run_directory))
-        .iter()
-        .rev()
-    {
+    // Only what bears this run's name: a service of the same image may use the rest.
+    let own: String = tmpfiles::lines_below(&text, &config.run_directory)
+        .lines()
+        .filter(|line| line.contains(name.as_str()))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    tmpfiles::remove(&own)?;
+    for path in tmpfiles::directories(&own).iter().rev() {
         // Others may use it as well.
         let _ = std::fs::remove_dir(path);
     }

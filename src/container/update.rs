@@ -262,7 +262,8 @@ fn changes_settings(request: &Update, info: &Info, options: &RunOptions) -> bool
         .iter()
         .all(|(key, value)| before.get(key) == Some(value));
     let same_health = request.health_cmd.is_none() || request.health_cmd == options.health_cmd;
-    !same_values || !same_health
+    let same_watch = request.watch.is_none() || request.watch == options.watch;
+    !same_values || !same_health || !same_watch
 }
 
 /// The image a deployment was made from, whatever its name means in the store by now.

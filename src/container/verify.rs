@@ -85,7 +85,15 @@ pub fn repair(
                 "the store's copy of the image is damaged, and {source} is another one by now: update {name}, or roll it back"
             );
         }
-        remote.fetch_as(config, &store, (&info.image, recorded), progress)?;
+        // The name may mean a newer image by now, and goes on meaning it.
+        let moved = store
+            .image(&info.image)?
+            .is_some_and(|image| image.id() != info.revision);
+        if moved {
+            remote.heal(config, &store, progress)?;
+        } else {
+            remote.fetch_as(config, &store, (&info.image, recorded), progress)?;
+        }
         let healed = store.verify_image(&current_image(&store, &info)?)?;
         if !healed.is_good() {
             return Err(Error::new(
@@ -98,15 +106,43 @@ pub fn repair(
     let tree = store.image_tree(&image)?;
     drop(store);
     let mut plan = Plan::new("repair", name, Some(slot), Some(slot));
-    let files = deployment_files(&paths, slot)?;
+    let mut files = deployment_files(&paths, slot)?;
+    let found = files.clone();
     let text = |name: &str| {
-        files
+        found
             .iter()
             .find(|file| file.name == name)
             .map(|file| file.content.clone())
     };
-    let unit = text(&name.unit());
-    let tmpfiles = text(&format!("tmpfiles-{name}.conf"));
+    let valid = text("config.json")
+        .is_some_and(|text| serde_json::from_str::<serde_json::Value>(&text).is_ok());
+    if !valid {
+        fail!(
+            Kind::Invalid,
+            "{deployment}/config.json is missing or broken: \"atomic-rs update --force {name}\" makes another deployment"
+        );
+    }
+    // Where a copy is missing, what is installed is as good.
+    let installed = |path: Utf8PathBuf| std::fs::read_to_string(path).ok();
+    let unit = text(&name.unit()).or_else(|| installed(paths.unit()));
+    let tmpfiles = text(&format!("tmpfiles-{name}.conf")).or_else(|| installed(paths.tmpfiles()));
+    if info.has_container_service && unit.is_none() {
+        fail!(Kind::NotFound, "the unit of {name} is nowhere to be found");
+    }
+    for (name, text) in [
+        (name.unit(), &unit),
+        (format!("tmpfiles-{name}.conf"), &tmpfiles),
+    ] {
+        if let Some(text) = text
+            && !files.iter().any(|file| file.name == name)
+        {
+            files.push(DeployFile {
+                name,
+                content: text.clone(),
+                mode: 0o600,
+            });
+        }
+    }
     let mut effects = Effects {
         complete: true,
         ..Effects::default()

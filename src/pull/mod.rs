@@ -127,6 +127,22 @@ impl Remote {
         self.fetch(config, store, progress)
     }
 
+    /// Bring what is missing or damaged of an image that is deployed into the store; no name is
+    /// changed.
+    pub fn heal(self, config: &Config, store: &Store, progress: &mut dyn Progress) -> Result<()> {
+        let _held = config.interrupt.hold();
+        bring_in(
+            store,
+            &self.source,
+            &self.fetched,
+            (&self.config, &self.layers),
+            None,
+            config.keep_blobs,
+            progress,
+        )
+        .map(|_| ())
+    }
+
     /// Bring it into the store; only blobs that are missing are read.
     ///
     /// # Errors
@@ -142,7 +158,8 @@ impl Remote {
         let unchanged = store
             .image(&self.name.to_string())?
             .is_some_and(|image| image.digest == Some(self.fetched.digest))
-            && self.missing(store)?.is_empty();
+            && self.missing(store)?.is_empty()
+            && !store.is_image_marked(&self.name, self.fetched.digest)?;
         let (fetched, skipped) = if unchanged {
             (0, 0)
         } else {
@@ -151,7 +168,7 @@ impl Remote {
                 &self.source,
                 &self.fetched,
                 (&self.config, &self.layers),
-                (&self.name, &self.recorded),
+                Some((&self.name, &self.recorded)),
                 config.keep_blobs,
                 progress,
             )?
@@ -182,7 +199,7 @@ fn bring_in(
     source: &Source,
     fetched: &FetchedManifest,
     (config_descriptor, layers): (&Descriptor, &[Descriptor]),
-    (name, recorded): (&Name, &str),
+    name: Option<(&Name, &str)>,
     keeps_blobs: bool,
     progress: &mut dyn Progress,
 ) -> Result<(usize, u64)> {
@@ -253,7 +270,14 @@ fn bring_in(
     if missing.iter().any(|m| m.digest == config_descriptor.digest) {
         import.config(config_descriptor.digest, &config_bytes)?;
     }
-    import.image(name, recorded, &fetched.bytes, fetched.digest, &roots)?;
+    match name {
+        Some((name, recorded)) => {
+            import.image(name, recorded, &fetched.bytes, fetched.digest, &roots)?;
+        }
+        None => {
+            import.tree(fetched.digest, &roots)?;
+        }
+    }
     import.commit()?;
     Ok((wanted.len(), skipped))
 }

@@ -112,7 +112,7 @@ impl Store {
         let put = |bytes: &[u8]| -> Result<Digest> {
             let digest = Digest::of(bytes);
             let path = blobs.join(digest.hex());
-            std::fs::write(&path, bytes).context(|| format!("cannot write {path}"))?;
+            crate::safefs::replace_file(path.as_std_path(), bytes, 0o644)?;
             Ok(digest)
         };
         let config_text = self.image_config_text(config.digest)?.ok_or_else(|| {
@@ -134,7 +134,7 @@ impl Store {
             .all(Option::is_some);
         let manifest_text = if is_oci && all_kept {
             for layer in layers {
-                self.write_kept(layer.digest, &blobs.join(layer.digest.hex()))?;
+                self.write_kept(layer.digest, &blobs)?;
             }
             text.clone()
         } else {
@@ -157,6 +157,7 @@ impl Store {
             made.to_string()
         };
         let digest = put(manifest_text.as_bytes())?;
+        crate::safefs::sync_file_system(directory.as_std_path())?;
         add_to_index(directory, digest, manifest_text.len(), tag)?;
         Ok(Exported {
             digest,
@@ -164,7 +165,7 @@ impl Store {
         })
     }
 
-    fn write_kept(&self, layer: Digest, path: &Utf8Path) -> Result<()> {
+    fn write_kept(&self, layer: Digest, blobs: &Utf8Path) -> Result<()> {
         let commit = self.resolve(&kept_ref(layer))?.unwrap_or_default();
         let (tree, _) = objects::commit_root(&self.repo, &commit)?;
         let tree = objects::read_dirtree(&self.repo, &tree)?;
@@ -176,7 +177,8 @@ impl Store {
             .repo
             .load_file(&name, NO_CANCEL)
             .context(|| format!("cannot read the object {name}"))?;
-        let out = File::create(path).context(|| format!("cannot create {path}"))?;
+        let path = blobs.join(format!(".{}", layer.hex()));
+        let out = File::create(&path).context(|| format!("cannot create {path}"))?;
         let mut out = Hashing::new(BufWriter::new(out));
         if let Some(stream) = stream {
             io::copy(&mut stream.into_read(), &mut out)
@@ -187,7 +189,7 @@ impl Store {
         if digest != layer {
             fail!(Kind::Invalid, "the kept blob {layer} is damaged");
         }
-        Ok(())
+        crate::safefs::rename(path.as_std_path(), blobs.join(layer.hex()).as_std_path())
     }
 
     /// Write a layer uncompressed; its digest, which is the image config's `diff_id`, and its size.

@@ -13,7 +13,7 @@ use glib::prelude::*;
 use ostree::Repo;
 
 use super::layer_tree::{Builder, Built};
-use super::objects::{Commit, Sealed};
+use super::objects::{Checksum, Commit, Sealed};
 use super::tar::TarStream;
 use super::tree::LayerRoot;
 use crate::error::{Context as _, Kind, Result};
@@ -34,6 +34,8 @@ pub struct ImportedLayer {
     pub root: LayerRoot,
     /// What of the archive is not in the tree; nothing if that is too much.
     pub side: Option<Vec<u8>>,
+    /// Stored files that the side data name and the tree does not.
+    pub superseded: Vec<Checksum>,
     /// Digest of the uncompressed layer.
     pub diff_id: Digest,
     /// Bytes of the uncompressed layer.
@@ -119,6 +121,7 @@ pub fn import(
             implied: unpacked.built.implied.iter().cloned().collect(),
         },
         side: unpacked.side,
+        superseded: unpacked.built.superseded,
         diff_id: unpacked.diff_id,
         uncompressed_size: unpacked.size,
         skipped: unpacked.built.skipped,

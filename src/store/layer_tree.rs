@@ -52,6 +52,17 @@ enum Node {
     Symlink(Checksum, String),
 }
 
+impl Node {
+    /// The stored files below.
+    fn files(&self, out: &mut Vec<Checksum>) {
+        match self {
+            Self::File(checksum) => out.push(*checksum),
+            Self::Symlink(..) => {}
+            Self::Dir(dir) => dir.entries.values().for_each(|node| node.files(out)),
+        }
+    }
+}
+
 impl Dir {
     fn list_implied(&self, path: &str, out: &mut Vec<String>) {
         if self.meta.is_none() {
@@ -86,6 +97,7 @@ pub struct Builder<'a> {
     logical: u64,
     max_bytes: u64,
     buffer: Vec<u8>,
+    superseded: Vec<Checksum>,
 }
 
 /// A finished layer tree.
@@ -98,6 +110,8 @@ pub struct Built {
     pub implied: Vec<String>,
     /// Entries that were left out.
     pub skipped: u64,
+    /// Files of the archive that a later entry of it took the place of.
+    pub superseded: Vec<Checksum>,
 }
 
 impl<'a> Builder<'a> {
@@ -114,6 +128,7 @@ impl<'a> Builder<'a> {
             logical: 0,
             max_bytes,
             buffer: Vec::new(),
+            superseded: Vec::new(),
         }
     }
 
@@ -133,6 +148,7 @@ impl<'a> Builder<'a> {
             meta,
             implied,
             skipped: self.skipped,
+            superseded: self.superseded,
         })
     }
 
@@ -192,16 +208,15 @@ impl<'a> Builder<'a> {
             EntryKind::Directory => {
                 let meta = self.dir_meta(entry, &full);
                 let parent = self.open_dir(&parents);
-                match parent.entries.get_mut(name) {
-                    Some(Node::Dir(dir)) => dir.meta = Some(meta),
-                    _ => {
-                        parent.entries.insert(
-                            name.clone(),
-                            Node::Dir(Dir {
-                                meta: Some(meta),
-                                entries: BTreeMap::new(),
-                            }),
-                        );
+                if let Some(Node::Dir(dir)) = parent.entries.get_mut(name) {
+                    dir.meta = Some(meta);
+                } else {
+                    let fresh = Node::Dir(Dir {
+                        meta: Some(meta),
+                        entries: BTreeMap::new(),
+                    });
+                    if let Some(old) = parent.entries.insert(name.clone(), fresh) {
+                        old.files(&mut self.superseded);
                     }
                 }
                 return Ok(None);
@@ -241,7 +256,9 @@ impl<'a> Builder<'a> {
             (EntryKind::File { .. }, Node::File(checksum)) => Some(*checksum),
             _ => None,
         };
-        self.open_dir(&parents).entries.insert(name.clone(), node);
+        if let Some(old) = self.open_dir(&parents).entries.insert(name.clone(), node) {
+            old.files(&mut self.superseded);
+        }
         Ok(stored)
     }
 

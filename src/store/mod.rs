@@ -262,11 +262,14 @@ impl Import<'_> {
             &mut keeper,
         )?;
         if let Some(blob) = keeper.finish()? {
-            let commit = self.file_commit("blob", blob, "blob", Vec::new())?;
+            let commit = self.file_commit("blob", blob, &[], "blob", Vec::new())?;
             self.keep(kept_ref(descriptor.digest), commit);
         }
         if let Some(side) = &imported.side {
-            let commit = self.single_file("side", side, "side data", |_| Vec::new())?;
+            let commit =
+                self.single_file_with("side", side, &imported.superseded, "side data", |_| {
+                    Vec::new()
+                })?;
             self.keep(side_ref(descriptor.digest), commit);
         }
         self.keep(blob_ref(descriptor.digest), imported.commit.clone());
@@ -298,9 +301,10 @@ impl Import<'_> {
     ) -> Result<()> {
         let text = std::str::from_utf8(manifest)
             .kind(Kind::Invalid, || "the manifest is not UTF-8".into())?;
-        if self.heals.get() {
-            self.make_room(&image_ref(&name.to_string()))?;
-            self.make_room(&tree_ref(digest))?;
+        let name_ref = image_ref(&name.to_string());
+        if self.heals.get() || self.store.is_marked(&name_ref)? {
+            self.heals.set(true);
+            self.make_room(&name_ref)?;
         }
         let commit = self.single_file("manifest.json", manifest, &name.to_string(), |_| {
             vec![
@@ -317,6 +321,11 @@ impl Import<'_> {
 
     /// Write the merged tree of an image's layers and return its commit.
     pub fn tree(&self, manifest: Digest, layers: &[LayerRoot]) -> Result<String> {
+        let name = tree_ref(manifest);
+        if self.heals.get() || self.store.is_marked(&name)? {
+            self.heals.set(true);
+            self.make_room(&name)?;
+        }
         let (tree, meta) = tree::merge(&self.store.repo, layers)?;
         let commit = Commit {
             subject: &format!("tree of {manifest}"),
@@ -368,6 +377,18 @@ impl Import<'_> {
         subject: &str,
         metadata: impl FnOnce(String) -> Vec<(&'k str, glib::Variant)>,
     ) -> Result<Sealed> {
+        self.single_file_with(file, bytes, &[], subject, metadata)
+    }
+
+    /// The same with further stored files beside it.
+    fn single_file_with<'k>(
+        &self,
+        file: &str,
+        bytes: &[u8],
+        also: &[Checksum],
+        subject: &str,
+        metadata: impl FnOnce(String) -> Vec<(&'k str, glib::Variant)>,
+    ) -> Result<Sealed> {
         let repo = &self.store.repo;
         let written = repo
             .write_regfile_inline(None, 0, 0, 0o100_644, None, bytes, NO_CANCEL)
@@ -375,6 +396,7 @@ impl Import<'_> {
         self.file_commit(
             file,
             objects::checksum(&written)?,
+            also,
             subject,
             metadata(bytes.len().to_string()),
         )
@@ -385,12 +407,16 @@ impl Import<'_> {
         &self,
         name: &str,
         file: Checksum,
+        also: &[Checksum],
         subject: &str,
         mut metadata: Vec<(&str, glib::Variant)>,
     ) -> Result<Sealed> {
         let repo = &self.store.repo;
         let mut tree = DirTree::default();
         tree.files.insert(name.to_owned(), file);
+        for (index, file) in also.iter().enumerate() {
+            tree.files.insert(index.to_string(), *file);
+        }
         // By this the commit is known as ours.
         metadata.push(("atomic-rs.format", "1".to_variant()));
         Ok(Commit {

@@ -12,7 +12,7 @@ use super::objects::{self, Checksum, NO_CANCEL, read_dirmeta, read_dirtree};
 use super::{Import, Store};
 use crate::error::{Context as _, Result};
 use crate::image::digest::hex;
-use crate::image::refname::{blob_ref, tree_ref};
+use crate::image::refname::{blob_ref, image_ref, tree_ref};
 use crate::image::{Digest, Manifest};
 use crate::store::images::StoredImage;
 
@@ -83,7 +83,7 @@ impl Store {
                 .problems
                 .push(format!("the manifest does not have the digest {digest}"));
         }
-        self.verify_commit(&image.commit, &mut seen, &mut findings);
+        self.verify_marking(&image.commit, &mut seen, &mut findings)?;
         let Some(manifest) = &image.manifest else {
             return Ok(findings);
         };
@@ -96,13 +96,7 @@ impl Store {
                 findings.problems.push(format!("{digest} is missing"));
                 continue;
             };
-            let before = findings.damaged.len();
-            self.verify_commit(&commit, &mut seen, &mut findings);
-            if findings.damaged.len() > before {
-                self.repo
-                    .mark_commit_partial(&commit, true)
-                    .context(|| format!("cannot mark {digest} as damaged"))?;
-            }
+            self.verify_marking(&commit, &mut seen, &mut findings)?;
         }
         if let Some(digest) = manifest.config_digest()
             && let Ok(Some(bytes)) = self.image_config_text(digest)
@@ -115,14 +109,43 @@ impl Store {
         if let Some(digest) = image.digest
             && let Some(commit) = self.resolve(&tree_ref(digest))?
         {
-            self.verify_commit(&commit, &mut seen, &mut findings);
+            self.verify_marking(&commit, &mut seen, &mut findings)?;
         }
         Ok(findings)
     }
 
+    /// Verify a commit and mark it if something of it is damaged.
+    fn verify_marking(
+        &self,
+        commit: &str,
+        seen: &mut HashSet<(Kind, Checksum)>,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let before = findings.damaged.len();
+        self.verify_commit(commit, seen, findings);
+        if findings.damaged.len() > before {
+            self.repo
+                .mark_commit_partial(commit, true)
+                .context(|| format!("cannot mark {commit} as damaged"))?;
+        }
+        Ok(())
+    }
+
     /// True if [`Self::verify_image`] found this blob damaged and no pull has mended it since.
     pub fn is_marked_damaged(&self, digest: Digest) -> Result<bool> {
-        let Some(commit) = self.resolve(&blob_ref(digest))? else {
+        self.is_marked(&blob_ref(digest))
+    }
+
+    /// The same for what an image has beside its blobs: its manifest and its merged tree.
+    pub fn is_image_marked(&self, name: &crate::image::Name, manifest: Digest) -> Result<bool> {
+        Ok(
+            self.is_marked(&image_ref(&name.to_string()))?
+                || self.is_marked(&tree_ref(manifest))?,
+        )
+    }
+
+    pub(super) fn is_marked(&self, name: &str) -> Result<bool> {
+        let Some(commit) = self.resolve(name)? else {
             return Ok(false);
         };
         Ok(match self.repo.load_commit(&commit) {

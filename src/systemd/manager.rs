@@ -159,7 +159,7 @@ impl Manager {
             interrupt.check()?;
             match limit {
                 Some(limit) if begun.elapsed() > limit => fail!(
-                    Kind::Systemd,
+                    Kind::Unit,
                     "{unit} did not start within {} seconds",
                     limit.as_secs()
                 ),
@@ -243,7 +243,7 @@ impl Manager {
         match block_on(run).map_err(|error| explain(&format!("{verb} {unit}"), &error))? {
             Some(result) if result == "done" => Ok(()),
             Some(result) => fail!(
-                Kind::Systemd,
+                Kind::Unit,
                 "systemd could not {verb} {unit}: the job ended as \"{result}\""
             ),
             None => fail!(

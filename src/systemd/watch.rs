@@ -29,7 +29,7 @@ impl Watch<'_> {
     /// `serving` hears when the service was first seen to work.
     ///
     /// # Errors
-    /// [`Kind::Systemd`] with what was seen, if the service did not stay or never became healthy;
+    /// [`Kind::Unit`] with what was seen, if the service did not stay or never became healthy;
     /// [`Kind::Interrupted`].
     pub fn run(
         &self,
@@ -54,7 +54,12 @@ impl Watch<'_> {
                 && now >= next_check
             {
                 next_check = now + HEALTH_INTERVAL;
-                let limit = deadline.saturating_duration_since(now).max(HEALTH_INTERVAL);
+                // One that worked may take the time it is given; one that never did, what is left.
+                let limit = if healthy {
+                    Duration::MAX
+                } else {
+                    deadline.saturating_duration_since(now).max(HEALTH_INTERVAL)
+                };
                 match run(limit) {
                     Ok(()) => {
                         if !healthy {
@@ -70,20 +75,21 @@ impl Watch<'_> {
                 }
                 if healthy && failures >= self.retries.max(1) {
                     fail!(
-                        Kind::Systemd,
+                        Kind::Unit,
                         "{} became unhealthy: its health command failed {failures} times: {last_words}",
                         self.unit
                     );
                 }
             }
-            if Instant::now() >= deadline {
+            // A failure at the end is no verdict yet: the next runs tell.
+            if Instant::now() >= deadline && (failures == 0 || !healthy) {
                 break;
             }
             std::thread::sleep(POLL);
         }
-        if !healthy || failures > 0 {
+        if !healthy {
             fail!(
-                Kind::Systemd,
+                Kind::Unit,
                 "{} is not healthy after {} seconds: {last_words}",
                 self.unit,
                 self.length.as_secs()
@@ -97,7 +103,7 @@ impl Watch<'_> {
         let done = state.kind == "oneshot" && state.result == "success";
         match state.status.active.as_str() {
             _ if state.restarts > 0 => fail!(
-                Kind::Systemd,
+                Kind::Unit,
                 "{} did not stay: systemd had to restart it within {after:.1} seconds of its start",
                 self.unit
             ),
@@ -105,7 +111,7 @@ impl Watch<'_> {
             // What does one thing and ends has done it.
             "inactive" if done => Ok(()),
             active => fail!(
-                Kind::Systemd,
+                Kind::Unit,
                 "{} did not stay: it is \"{active}\" (result: {}) {after:.1} seconds after its start",
                 self.unit,
                 state.result

@@ -149,7 +149,10 @@ fn resume(
         } else {
             Verdict::Deployed
         };
-        note(paths, &plan, verdict, None, report.outage)?;
+        // A version that works is not given up for what is written about it.
+        if let Err(error) = note(paths, &plan, verdict, None, report.outage) {
+            tracing::warn!(%error, "the ledger is not written");
+        }
         enter(journal, paths, Phase::Close)?;
     }
     run(host, paths, &plan, &plan.close)?;
@@ -210,7 +213,14 @@ fn back(
     if journal.phase >= Phase::Switch {
         // The new version may be running (a reboot started it) or failing over and over: stop, then
         // start, never restart.
-        host.with_manager(|manager| manager.stop_soon(&unit, GRACE))?;
+        let failed = failure.is_some_and(|failure| failure.verdict == Verdict::Returned);
+        host.with_manager(|manager| {
+            if failed {
+                manager.stop_soon(&unit, GRACE)
+            } else {
+                manager.stop(&unit)
+            }
+        })?;
     }
     if journal.phase >= Phase::Prove {
         undo(host, paths, &plan, &plan.prove)?;
@@ -316,7 +326,7 @@ struct Failure {
 impl Failure {
     fn new(error: Error, journal: &Journal, is_system: bool) -> Self {
         // Only what systemd says of the started unit is the image's fault.
-        let of_unit = error.kind() == Kind::Systemd && journal.phase == Phase::Prove;
+        let of_unit = error.kind() == Kind::Unit && journal.phase == Phase::Prove;
         Self {
             log: if of_unit {
                 systemd::journal_tail(&journal.plan.name.unit(), systemd::FAILURE_LINES, is_system)

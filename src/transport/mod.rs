@@ -5,6 +5,7 @@
 //! through is async; this room hides that behind blocking functions.
 
 mod policy;
+pub mod trust;
 mod wire;
 
 use std::io::Read;
@@ -357,6 +358,78 @@ pub fn copy_layout(
             finished.stderr.replace('\n', " ")
         ),
     ))
+}
+
+/// Sign the image at `reference` with a GPG key. The signature goes where registries.d says, or into
+/// `directory` in the same layout. Returns the digest that was signed.
+pub fn sign(
+    config: &crate::config::Config,
+    reference: &Reference,
+    access: &Access,
+    key: &str,
+    gnupghome: Option<&std::path::Path>,
+    directory: Option<&std::path::Path>,
+) -> Result<Digest> {
+    let source = Source::open(&config.skopeo, reference, access, &config.interrupt)?;
+    let fetched = source.manifest()?;
+    let Some(name) = &reference.name else {
+        fail!(Kind::Usage, "only images in registries can be signed");
+    };
+    let with_home = |child: Child| match gnupghome {
+        Some(home) => child.env("GNUPGHOME", home),
+        None => child,
+    };
+    let failed = |finished: crate::command::Finished| {
+        Error::new(
+            Kind::Failed,
+            format!(
+                "cannot sign \"{reference}\": {}",
+                finished.stderr.replace('\n', " ")
+            ),
+        )
+    };
+    if let Some(directory) = directory {
+        let manifest =
+            tempfile::NamedTempFile::new().context(|| "cannot create a temporary file".into())?;
+        std::fs::write(manifest.path(), &fetched.bytes)
+            .context(|| "cannot write a temporary file".into())?;
+        let repository = name.without_tag();
+        let path = repository
+            .split_once('/')
+            .map_or(repository.as_str(), |(_, path)| path);
+        let place = directory.join(format!("{path}@sha256={}", fetched.digest.hex()));
+        std::fs::create_dir_all(&place).context(|| format!("cannot create {}", place.display()))?;
+        let mut number = 1;
+        while place.join(format!("signature-{number}")).exists() {
+            number += 1;
+        }
+        let finished = with_home(Child::new(&config.skopeo).arg("standalone-sign"))
+            .arg("--output")
+            .arg(place.join(format!("signature-{number}")))
+            .arg(manifest.path())
+            .args([name.to_string().as_str(), key])
+            .output()?;
+        return if finished.status.success() {
+            Ok(fetched.digest)
+        } else {
+            Err(failed(finished))
+        };
+    }
+    let mut copy = with_home(source.skopeo_command("copy").arg("--quiet"))
+        // What is signed need not be trusted yet.
+        .args(["--insecure-policy", "--preserve-digests", "--sign-by", key]);
+    if let Some(verify) = source.tls_verify {
+        copy = copy.arg(format!("--dest-tls-verify={verify}"));
+    }
+    let finished = copy
+        .arg(reference.pinned_to(fetched.digest).to_skopeo())
+        .arg(reference.to_skopeo())
+        .output()?;
+    if finished.status.success() {
+        Ok(fetched.digest)
+    } else {
+        Err(failed(finished))
+    }
 }
 
 impl Drop for Source {

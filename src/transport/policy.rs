@@ -51,7 +51,10 @@ pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
             .and_then(|file| file.set_len(layer.size))
             .context(|| format!("cannot create {}", path.display()))?;
     }
-    let mut copy = source.skopeo_command("copy").arg("--quiet");
+    let mut copy = source
+        .skopeo_command("copy")
+        // They are checked, and cannot be kept in a layout.
+        .args(["--quiet", "--remove-signatures"]);
     if config.media_type == "application/vnd.oci.image.config.v1+json" {
         copy = copy.arg("--preserve-digests");
     }
@@ -75,7 +78,8 @@ pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
     ))
 }
 
-fn policy_path() -> PathBuf {
+/// The policy that counts for whoever runs us: skopeo looks there, too.
+pub(super) fn policy_path() -> PathBuf {
     std::env::var_os("HOME")
         .map(|home| PathBuf::from(home).join(".config/containers/policy.json"))
         .filter(|path| path.exists())

@@ -1,0 +1,223 @@
+//! Whom to trust for which images: `policy.json` and `registries.d`, edited.
+//!
+//! Shapes: containers-policy.json(5), containers-registries.d(5). What this program does not know in
+//! these files stays as it is.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::policy::policy_path;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::{fail, safefs};
+
+/// Where signatures are looked for.
+const REGISTRIES_D: &str = "/etc/containers/registries.d";
+
+/// What is asked of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// A signature by one of the keys in these files.
+    SignedBy(Vec<PathBuf>),
+    /// Nothing.
+    AcceptAnything,
+    /// It is never accepted.
+    Reject,
+}
+
+/// One line of `trust show`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// `docker`, `atomic`, `dir`, …; empty for the default.
+    pub transport: String,
+    /// A registry, a repository or an image; `*` for the default and for a whole transport.
+    pub scope: String,
+    /// `signedBy`, `insecureAcceptAnything`, `reject`.
+    pub kind: String,
+    /// Files with keys.
+    pub keys: Vec<String>,
+}
+
+/// The policy file, for reading and editing.
+pub struct Policy {
+    path: PathBuf,
+    value: Value,
+}
+
+impl Policy {
+    /// Read the policy of the host, or of the user who has one; an empty one where there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it is not JSON.
+    pub fn load() -> Result<Self> {
+        let path = policy_path();
+        let value = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .kind(Kind::Invalid, || format!("{} is not valid", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
+            Err(error) => {
+                return Err(error).context(|| format!("cannot read {}", path.display()));
+            }
+        };
+        Ok(Self { path, value })
+    }
+
+    /// The whole file.
+    pub fn raw(&self) -> &Value {
+        &self.value
+    }
+
+    /// Its rules: the default first.
+    pub fn rules(&self) -> Vec<Rule> {
+        let mut rules = vec![rule("", "*", &self.value["default"])];
+        for (transport, scopes) in self.value["transports"].as_object().into_iter().flatten() {
+            for (scope, requirements) in scopes.as_object().into_iter().flatten() {
+                let scope = if scope.is_empty() { "*" } else { scope };
+                rules.push(rule(transport, scope, requirements));
+            }
+        }
+        rules
+    }
+
+    /// What is asked of images for which there is no rule.
+    pub fn set_default(&mut self, trust: &Trust) -> Result<()> {
+        let value = requirements(trust)?;
+        self.object()?.insert("default".into(), value);
+        Ok(())
+    }
+
+    /// Ask this of the images of a scope.
+    pub fn add(&mut self, transport: &str, scope: &str, trust: &Trust) -> Result<()> {
+        let value = requirements(trust)?;
+        let policy = self.object()?;
+        // A file without a default is one that skopeo does not read.
+        policy
+            .entry("default")
+            .or_insert_with(|| json!([{"type": "insecureAcceptAnything"}]));
+        let transports = policy.entry("transports").or_insert_with(|| json!({}));
+        let scopes = &mut transports[transport];
+        if !scopes.is_object() {
+            *scopes = json!({});
+        }
+        scopes[scope] = value;
+        Ok(())
+    }
+
+    /// Ask nothing special of a scope any more.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if nothing was.
+    pub fn delete(&mut self, transport: &str, scope: &str) -> Result<()> {
+        let scopes = self.value["transports"][transport].as_object_mut();
+        if scopes.and_then(|scopes| scopes.remove(scope)).is_none() {
+            fail!(
+                Kind::NotFound,
+                "there is no trust for {scope} in {}",
+                self.path.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Write it in one step.
+    pub fn save(&self) -> Result<()> {
+        if let Some(parent) = self.path.parent() {
+            std::fs::create_dir_all(parent)
+                .context(|| format!("cannot create {}", parent.display()))?;
+        }
+        let mut text =
+            serde_json::to_vec_pretty(&self.value).context(|| "cannot write JSON".into())?;
+        text.push(b'\n');
+        safefs::replace_file(&self.path, &text, 0o644)
+    }
+
+    fn object(&mut self) -> Result<&mut Map<String, Value>> {
+        let path = self.path.display().to_string();
+        self.value
+            .as_object_mut()
+            .ok_or_else(|| Error::new(Kind::Invalid, format!("{path} is not a JSON object")))
+    }
+}
+
+fn rule(transport: &str, scope: &str, requirements: &Value) -> Rule {
+    let first = &requirements[0];
+    let mut keys: Vec<String> = Vec::new();
+    for requirement in requirements.as_array().into_iter().flatten() {
+        keys.extend(requirement["keyPath"].as_str().map(str::to_owned));
+        if requirement["keyData"].is_string() {
+            keys.push("(in the policy)".into());
+        }
+    }
+    Rule {
+        transport: transport.to_owned(),
+        scope: scope.to_owned(),
+        kind: first["type"].as_str().unwrap_or("reject").to_owned(),
+        keys,
+    }
+}
+
+fn requirements(trust: &Trust) -> Result<Value> {
+    Ok(match trust {
+        Trust::AcceptAnything => json!([{"type": "insecureAcceptAnything"}]),
+        Trust::Reject => json!([{"type": "reject"}]),
+        Trust::SignedBy(keys) => {
+            if keys.is_empty() {
+                fail!(
+                    Kind::Usage,
+                    "At least one public key must be defined for type signedBy"
+                );
+            }
+            let mut list = Vec::new();
+            for key in keys {
+                let path = std::fs::canonicalize(key)
+                    .kind(Kind::NotFound, || format!("the key file {}", key.display()))?;
+                list.push(json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": path}));
+            }
+            list.into()
+        }
+    })
+}
+
+/// Say where the signatures of a scope are: a URL, `file:///…` for a local directory.
+pub fn set_sigstore(scope: &str, url: &str) -> Result<()> {
+    let plain = |text: &str| {
+        !text.contains(|c: char| c.is_control() || c.is_whitespace() || "'\"#{}".contains(c))
+    };
+    if !plain(scope) || !plain(url) || !url.contains("://") {
+        fail!(
+            Kind::Usage,
+            "\"{url}\" is not where signatures can be: expected https://… or file:///…"
+        );
+    }
+    let path = sigstore_file(scope);
+    std::fs::create_dir_all(REGISTRIES_D).context(|| format!("cannot create {REGISTRIES_D}"))?;
+    let text = format!("docker:\n  {scope}:\n    sigstore: {url}\n    sigstore-staging: {url}\n");
+    safefs::replace_file(&path, text.as_bytes(), 0o644)
+}
+
+/// Forget where the signatures of a scope are, if it was said by [`set_sigstore`].
+pub fn delete_sigstore(scope: &str) -> Result<()> {
+    safefs::remove_if_exists(&sigstore_file(scope))
+}
+
+/// Where the signatures of a scope are, if it was said by [`set_sigstore`].
+pub fn sigstore(scope: &str) -> Option<String> {
+    let text = std::fs::read_to_string(sigstore_file(scope)).ok()?;
+    text.lines()
+        .find_map(|line| line.trim().strip_prefix("sigstore: "))
+        .map(str::to_owned)
+}
+
+fn sigstore_file(scope: &str) -> PathBuf {
+    let name: String = scope
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || ".-".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    Path::new(REGISTRIES_D).join(format!("{name}.yaml"))
+}
