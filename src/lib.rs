@@ -3,15 +3,15 @@
 //! The house, from the street to the foundation. A room uses only rooms below it.
 //!
 //! - [`cli`]: words in, words out
-//! - [`container`]: system containers: install, update, rollback, uninstall, list, inspect
+//! - [`container`]: system and user containers: install, update, rollback, uninstall, run, verify, mount
 //! - [`transaction`]: a change as data: plan, journal, apply, undo, recover
-//! - [`deployment`]: one deployment on disk: names, paths, `info`
+//! - [`deployment`]: one deployment on disk: names, paths, `info`, ledger
 //! - [`pull`]: reference in, stored image out
-//! - [`runtime`]: OCI runtimes and their `config.json`
+//! - [`runtime`]: OCI runtimes and their `config.json`, user namespaces, health commands
 //! - [`template`]: `$NAME` substitution, Tera, variables, escaping by context
-//! - [`store`]: images in the `OSTree` repository: import, merged tree, checkout, prune
-//! - [`transport`]: reading images from anywhere, through skopeo
-//! - [`systemd`]: the manager over D-Bus, units, tmpfiles
+//! - [`store`]: images in the `OSTree` repository: import, merged tree, checkout, verify, export, prune
+//! - [`transport`]: images from and to anywhere, through skopeo; policy and signatures
+//! - [`systemd`]: the manager over D-Bus, units, tmpfiles, the watch
 //! - [`selinux`]: labels of the host policy; nothing where `SELinux` is off
 //! - [`interrupt`]: ^C and SIGTERM
 //! - [`command`]: the one way to start a child process

@@ -40,7 +40,7 @@ pub use output::Output;
 ///
 /// An image is pulled into an OSTree store, checked out as hard links, and handed to systemd as an
 /// ordinary unit that runs it under runc or crun. Updates switch between two deployments and return
-/// to the old one if the new one does not start.
+/// to the old one if the new one does not start and stay healthy.
 #[derive(Debug, Parser)]
 #[command(
     name = "atomic-rs",

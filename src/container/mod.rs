@@ -1,4 +1,4 @@
-//! System containers: install, update, rollback, uninstall, list, inspect.
+//! System and user containers: install, update, rollback, uninstall, run, list, verify, mount.
 
 pub mod all;
 mod change;
