@@ -1,9 +1,9 @@
 //! Child processes: one way to start them, log them and report how they failed.
 
 use std::ffi::OsStr;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -17,6 +17,9 @@ const STDERR_TAIL_BYTES: usize = 2048;
 const MAX_OUTPUT_BYTES: u64 = 64 * 1024;
 /// Between asking a child to end and killing it.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How often a child that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(10);
 
 /// A child process to be: it dies with us, reads nothing, and its stderr is kept for the error.
 #[derive(Debug)]
@@ -135,26 +138,9 @@ impl Child {
             .spawn()
             .context(|| failed(&self.line))?;
         let begun = Instant::now();
-        let mut asked: Option<Instant> = None;
-        let status = loop {
-            if let Some(status) = child.try_wait().context(|| failed(&self.line))? {
-                break status;
-            }
-            match asked {
-                None if begun.elapsed() > limit => {
-                    asked = Some(Instant::now());
-                    let pid = rustix::process::Pid::from_child(&child);
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-                }
-                Some(since) if since.elapsed() > GRACE => {
-                    // Gone already is as good.
-                    let _ = child.kill();
-                }
-                _ => {}
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        if asked.is_some() {
+        let waited = wait(&mut child, GRACE, || begun.elapsed() > limit, Process::kill);
+        let (status, asked) = waited.context(|| failed(&self.line))?;
+        if asked {
             fail!(
                 Kind::Failed,
                 "\"{}\" took longer than {:.0} seconds",
@@ -224,26 +210,13 @@ impl Child {
             .stdin(Stdio::inherit())
             .spawn()
             .context(|| failed(&self.line))?;
-        let mut asked: Option<Instant> = None;
-        loop {
-            if let Some(status) = child.try_wait().context(|| failed(&self.line))? {
-                return Ok(status);
-            }
-            match asked {
-                None if interrupt.check().is_err() => {
-                    asked = Some(Instant::now());
-                    let pid = rustix::process::Pid::from_child(&child);
-                    // It may be gone by now.
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-                }
-                Some(since) if since.elapsed() > grace => {
-                    asked = Some(Instant::now());
-                    kill();
-                }
-                _ => {}
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let asked = || interrupt.check().is_err();
+        wait(&mut child, grace, asked, |_| {
+            kill();
+            Ok(())
+        })
+        .map(|(status, _)| status)
+        .context(|| failed(&self.line))
     }
 
     /// Run it on our own stdin, stdout and stderr.
@@ -258,6 +231,36 @@ impl Child {
                     format!("cannot run \"{}\": {error}", self.line),
                 )
             })
+    }
+}
+
+/// Wait for a child to end. From when `due` says so it is asked to, and `kill` has to help where that
+/// did not within `grace`, again and again. Returns how it ended and whether it was asked.
+fn wait(
+    child: &mut Process,
+    grace: Duration,
+    due: impl Fn() -> bool,
+    mut kill: impl FnMut(&mut Process) -> io::Result<()>,
+) -> io::Result<(ExitStatus, bool)> {
+    let mut asked: Option<Instant> = None;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, asked.is_some()));
+        }
+        match asked {
+            None if due() => {
+                asked = Some(Instant::now());
+                let pid = rustix::process::Pid::from_child(child);
+                // It may be gone by now, here and below.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+            Some(since) if since.elapsed() > grace => {
+                asked = Some(Instant::now());
+                let _ = kill(child);
+            }
+            _ => {}
+        }
+        std::thread::sleep(POLL);
     }
 }
 

@@ -2,12 +2,11 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::images::{self, Image, Layer};
-use support::{Host, Registry, Said as _, free_port, http_get, wait_for_answer};
+use support::{Host, Registry, Said as _, free_port, http_get, outage, wait_for_answer};
 
 const C: &str = "/var/lib/containers/atomic";
 
@@ -427,34 +426,13 @@ fn an_update_is_out_of_service_no_longer_than_its_own_stop_and_start() {
     host.atomic_ok(&format!("install --name web {}", registry.name("web")));
     host.ok("systemctl start web");
     wait_for_answer(port, "one");
-    let measure = |act: &dyn Fn()| -> Duration {
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let client = scope.spawn(|| {
-                let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-                while !done.load(Ordering::SeqCst) {
-                    if http_get(port).is_some() {
-                        longest = longest.max(last.elapsed());
-                        last = Instant::now();
-                    }
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                longest
-            });
-            std::thread::sleep(Duration::from_millis(100));
-            act();
-            std::thread::sleep(Duration::from_millis(300));
-            done.store(true, Ordering::SeqCst);
-            client.join().unwrap()
-        })
-    };
     // The service's own stop and start, by systemd alone.
-    let own = measure(&|| {
+    let own = outage(port, || {
         host.ok("systemctl stop web");
         host.ok("systemctl start web");
     });
     images::plain(port, "two").push(&registry, "web");
-    let update = measure(&|| {
+    let update = outage(port, || {
         host.atomic_ok("update web");
     });
     println!("out of service: stop and start {own:?}, update {update:?}");

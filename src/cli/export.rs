@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Call;
 use super::args::SourceArgs;
+use super::image::find;
 use super::output::PullProgress;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
@@ -191,14 +192,6 @@ impl Drop for Scratch {
             tracing::warn!(%error, "the scratch layout is left");
         }
     }
-}
-
-fn find(call: &Call<'_>, name: &str) -> Result<(Store, StoredImage)> {
-    let Some(store) = Store::open_existing(call.config)? else {
-        fail!(Kind::NotFound, "Cannot find image {name}.");
-    };
-    let image = store.find_one(name)?;
-    Ok((store, image))
 }
 
 fn tell(

@@ -9,7 +9,7 @@ use super::args::SourceArgs;
 use crate::container::template_variables;
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::image::Reference;
+use crate::image::{Reference, short_id};
 use crate::pull::Remote;
 use crate::store::Store;
 use crate::store::images::StoredImage;
@@ -100,10 +100,7 @@ impl Tag {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let target: Reference = self.target.parse()?;
         let name = target.fallback_name()?;
-        let Some(store) = Store::open_existing(call.config)? else {
-            fail!(Kind::NotFound, "Cannot find image {}.", self.source);
-        };
-        let image = store.find_one(&self.source)?;
+        let (store, image) = find(call, &self.source)?;
         store.tag(&image, &name)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -182,7 +179,7 @@ impl Version {
             return Ok(ExitCode::SUCCESS);
         }
         let id = image.id();
-        let mut rows = vec![vec![image.name.clone(), version, id[..12].to_owned()]];
+        let mut rows = vec![vec![image.name.clone(), version, short_id(&id).to_owned()]];
         rows.extend(
             tags.into_iter()
                 .map(|tag| vec![format!("  Tag: {tag}"), String::new(), String::new()]),
@@ -266,7 +263,7 @@ impl VerifyImage {
                 .collect();
             call.out.json(&json!({"version": 1, "images": rows}))?;
         } else {
-            let short = |id: &str| id[..12.min(id.len())].to_owned();
+            let short = |id: &str| short_id(id).to_owned();
             let rows: Vec<Vec<String>> = shown
                 .iter()
                 .filter(|(_, damage, _, differs)| self.verbose || *differs || !damage.is_empty())
@@ -412,7 +409,8 @@ impl UpdateImage {
     }
 }
 
-fn find(call: &Call<'_>, name: &str) -> Result<(Store, StoredImage)> {
+/// The store and the one image that `name` means.
+pub fn find(call: &Call<'_>, name: &str) -> Result<(Store, StoredImage)> {
     let Some(store) = Store::open_existing(call.config)? else {
         fail!(Kind::NotFound, "Cannot find image {name}.");
     };

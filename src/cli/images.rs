@@ -12,6 +12,7 @@ use crate::container::{mount, run};
 use crate::deployment::{Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
 use crate::fail;
+use crate::image::short_id;
 use crate::store::Store;
 use crate::store::images::{Inventory, StoredImage};
 
@@ -228,11 +229,7 @@ fn matches(row: &Row, (key, value): &(String, String)) -> bool {
 }
 
 fn short(id: &str, whole: bool) -> &str {
-    if whole {
-        id
-    } else {
-        id.get(..12).unwrap_or(id)
-    }
+    if whole { id } else { short_id(id) }
 }
 
 fn split_name(name: &str) -> (String, String) {

@@ -10,6 +10,7 @@ use crate::container::{self, Fetch, list};
 use crate::deployment::ContainerName;
 use crate::error::{Error, Kind, Result};
 use crate::fail;
+use crate::image::short_id;
 use crate::transaction::Host;
 
 /// Update a container to the newest image of its name, or to another image
@@ -345,7 +346,7 @@ impl History {
                 call.out.line(format!(
                     "\n{} {}: {reason}",
                     list::local_time(entry.time),
-                    &entry.revision[..12.min(entry.revision.len())]
+                    short_id(&entry.revision)
                 ))?;
                 for line in &entry.log {
                     call.out.line(format!("  {line}"))?;

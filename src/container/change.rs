@@ -1,7 +1,7 @@
 //! What install, update, rollback and uninstall have in common.
 
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
@@ -199,11 +199,10 @@ pub(super) fn check_return(paths: &Paths, from: Slot) -> Result<()> {
     if !current.join("rootfs").is_dir() {
         return Err(missing(&format!("{current}/rootfs is not there")));
     }
-    let config = current.join("config.json");
-    let valid = std::fs::read(&config)
-        .is_ok_and(|text| serde_json::from_slice::<serde_json::Value>(&text).is_ok());
-    if !valid {
-        return Err(missing(&format!("{config} is missing or broken")));
+    if read_config(&current).is_none() {
+        return Err(missing(&format!(
+            "{current}/config.json is missing or broken"
+        )));
     }
     if !paths.unit().is_file() {
         return Err(missing(&format!("{} is not there", paths.unit())));

@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::render::Rendered;
-use crate::deployment::Paths;
+use crate::deployment::{Info, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::image::{Descriptor, ImageConfig};
+use crate::image::{Descriptor, ImageConfig, short_id};
 
 /// Images unpack to about so many times their compressed size; only downloads show how many.
 const USUAL_RATIO: u64 = 3;
@@ -50,6 +50,16 @@ pub struct ImageMark {
     pub name: String,
     /// Its id.
     pub id: String,
+}
+
+impl ImageMark {
+    /// The image of a deployment.
+    pub(super) fn of(info: &Info) -> Self {
+        Self {
+            name: info.image.clone(),
+            id: info.revision.clone(),
+        }
+    }
 }
 
 /// What a change downloads and needs. Sizes are in bytes.
@@ -305,8 +315,7 @@ impl Effects {
     /// As lines of text.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        let mark =
-            |mark: &ImageMark| format!("{} {}", mark.name, &mark.id[..12.min(mark.id.len())]);
+        let mark = |mark: &ImageMark| format!("{} {}", mark.name, short_id(&mark.id));
         match (&self.from_image, &self.to_image) {
             (Some(from), Some(to)) if from != to => {
                 lines.push(format!("image: {} -> {}", mark(from), mark(to)));

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, installed, preinstalled};
+use crate::deployment::{ContainerName, Info, Paths, installed, preinstalled, read_config};
 use crate::error::Result;
 use crate::systemd::{Manager, UnitStatus};
 
@@ -74,7 +74,7 @@ pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -
             None => config.preinstalled.join(name.as_str()),
         };
         let info = Info::read(&deployment)?;
-        let command = command(&deployment.join("config.json"));
+        let command = command(&deployment);
         Ok((info, command))
     };
     let (info, command, problem) = match read() {
@@ -108,20 +108,15 @@ pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -
     }
 }
 
-fn command(config: &camino::Utf8Path) -> String {
-    std::fs::read(config)
-        .ok()
-        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
-        .map(|config| {
-            let args = config["process"]["args"].as_array().cloned();
-            let words: Vec<String> = args
-                .unwrap_or_default()
-                .iter()
-                .filter_map(|arg| arg.as_str().map(str::to_owned))
-                .collect();
-            words.join(" ")
-        })
-        .unwrap_or_default()
+fn command(deployment: &camino::Utf8Path) -> String {
+    let config = read_config(deployment).unwrap_or_default();
+    let words: Vec<&str> = config["process"]["args"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    words.join(" ")
 }
 
 /// Seconds since 1970 as local time, `YYYY-MM-DD HH:MM`.

@@ -4,7 +4,7 @@ use super::change::{self, Preview};
 use super::effects::{self, Effects, Fetch, ImageMark};
 use super::render::Rendered;
 use super::update::current_image;
-use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::Result;
 use crate::pull::Remote;
 use crate::safefs::Lock;
@@ -23,9 +23,7 @@ pub(super) fn compare(
 ) -> Result<Effects> {
     let mut effects = marked(Some(info), image.name.clone(), image.id());
     effects.complete = true;
-    let before = std::fs::read(paths.slot(from).join("config.json"))
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok());
+    let before = read_config(&paths.slot(from));
     effects.rendered(paths, before.as_ref(), rendered);
     if let Ok(old) = current_image(store, info) {
         effects.ports = effects::ports(&store.image_config(&old)?, &store.image_config(image)?);
@@ -88,10 +86,7 @@ pub(super) fn fetched(info: Option<&Info>, store: &Store, remote: &Remote) -> Re
 
 fn marked(info: Option<&Info>, name: String, id: String) -> Effects {
     Effects {
-        from_image: info.map(|info| ImageMark {
-            name: info.image.clone(),
-            id: info.revision.clone(),
-        }),
+        from_image: info.map(ImageMark::of),
         to_image: Some(ImageMark { name, id }),
         ..Effects::default()
     }

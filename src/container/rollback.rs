@@ -2,7 +2,7 @@
 
 use super::change::{self, Change};
 use super::effects::{Effects, ImageMark};
-use crate::deployment::{ContainerName, Info, Paths};
+use crate::deployment::{ContainerName, Info, Paths, read_config};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::transaction::{Host, Plan, Subject};
@@ -56,21 +56,16 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
         unit_text.as_deref(),
         tmpfiles_text.as_deref(),
     );
-    let mark = |info: &Info| ImageMark {
-        name: info.image.clone(),
-        id: info.revision.clone(),
-    };
     let mut effects = Effects {
-        from_image: Info::read(&paths.slot(from)).ok().as_ref().map(mark),
-        to_image: Some(mark(&info)),
+        from_image: Info::read(&paths.slot(from))
+            .ok()
+            .as_ref()
+            .map(ImageMark::of),
+        to_image: Some(ImageMark::of(&info)),
         complete: true,
         ..Effects::default()
     };
-    let config = |slot| {
-        std::fs::read(paths.slot(slot).join("config.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-    };
+    let config = |slot| read_config(&paths.slot(slot));
     if let Some(after) = config(to) {
         effects.compare_configs(config(from).as_ref(), &after);
     }

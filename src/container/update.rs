@@ -10,7 +10,7 @@ use super::render::{self, Wishes};
 use crate::deployment::{ContainerName, Info, Ledger, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::image::Reference;
+use crate::image::{Reference, short_id};
 use crate::pull::{Progress, Remote};
 use crate::runtime::spec::RunOptions;
 use crate::runtime::{Runtime, mounts};
@@ -239,7 +239,7 @@ fn verdict(request: &Update, ledger: &Ledger, info: &Info, id: &str) -> Option<S
         return None;
     }
     let name = &request.name;
-    let short = &id[..12.min(id.len())];
+    let short = short_id(id);
     if let Some(entry) = ledger.failed(id) {
         let reason = entry.reason.as_deref().unwrap_or("it did not stay");
         return Some(format!(

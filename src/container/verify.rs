@@ -8,7 +8,7 @@ use super::change::{self, Change};
 use super::effects::Effects;
 use super::update::current_image;
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, Slot};
+use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::Reference;
@@ -175,10 +175,7 @@ pub fn repair(
 
 /// Where a deployment's `config.json` mounts something, with all directories above.
 fn mount_points(deployment: &Utf8Path) -> HashSet<String> {
-    let config = std::fs::read(deployment.join("config.json"))
-        .ok()
-        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
-        .unwrap_or_default();
+    let config = read_config(deployment).unwrap_or_default();
     config["mounts"]
         .as_array()
         .into_iter()

@@ -269,6 +269,12 @@ pub fn installed(config: &Config) -> Result<Vec<ContainerName>> {
     Ok(names)
 }
 
+/// The `config.json` of a deployment, unless it is missing or broken.
+pub fn read_config(deployment: &Utf8Path) -> Option<serde_json::Value> {
+    let text = std::fs::read(deployment.join("config.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 /// The containers that packages brought, without those of the same name that were installed since.
 pub fn preinstalled(config: &Config) -> Vec<ContainerName> {
     let entries = config.preinstalled.read_dir_utf8().into_iter().flatten();

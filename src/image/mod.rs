@@ -10,3 +10,8 @@ pub use config::ImageConfig;
 pub use digest::Digest;
 pub use manifest::{Descriptor, Manifest, Platform};
 pub use reference::{Name, Reference, Transport};
+
+/// The beginning of an id that people are shown: twelve digits.
+pub fn short_id(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}

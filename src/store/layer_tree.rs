@@ -76,7 +76,8 @@ impl Dir {
     }
 }
 
-fn join(path: &str, name: &str) -> String {
+/// A path below the root, without a leading slash.
+pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() {
         name.to_owned()
     } else {

@@ -16,6 +16,7 @@
 pub mod diff;
 pub mod export;
 pub mod images;
+mod import;
 pub mod layer;
 mod layer_tree;
 pub mod objects;
@@ -30,21 +31,18 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use glib::prelude::*;
 use ostree::{Repo, RepoCheckoutAtOptions, RepoCheckoutMode, RepoCheckoutOverwriteMode, RepoMode};
 
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
-use crate::image::refname::{blob_ref, image_ref, kept_ref, side_ref, tree_ref};
-use crate::image::{Descriptor, Digest, Manifest};
+use crate::fail;
+use crate::image::refname::blob_ref;
+use crate::image::{Descriptor, Manifest};
 use crate::safefs::{self, Lock};
 use crate::selinux::Labels;
-use crate::{fail, image};
-use export::Keeper;
-use objects::{
-    Checksum, Commit, DirMeta, DirTree, NO_CANCEL, Sealed, write_dirmeta, write_dirtree,
-};
+use objects::NO_CANCEL;
 
+pub use import::Import;
 pub use tree::{ImageTree, LayerRoot};
 
 /// The repository of a host that has `OSTree` for itself.
@@ -224,209 +222,6 @@ impl Store {
             heals: Cell::new(false),
             keeps_blobs,
         })
-    }
-}
-
-/// What brings one image in.
-///
-/// Trees and files are written and made durable first, commits and refs after them: libostree
-/// moves what a transaction wrote into place in no order, and a commit that a kill left without its
-/// tree would be a repository that is damaged.
-pub struct Import<'s> {
-    store: &'s Store,
-    transaction: ostree::TransactionGuard<'s>,
-    labels: Option<Labels>,
-    commits: RefCell<Vec<(String, Sealed)>>,
-    /// Something that is there already was found damaged.
-    heals: Cell<bool>,
-    /// Whether layers' blobs are kept as they came.
-    keeps_blobs: bool,
-}
-
-impl Import<'_> {
-    /// Import one layer from its compressed bytes.
-    pub fn layer(
-        &self,
-        descriptor: &Descriptor,
-        input: impl std::io::Read,
-    ) -> Result<layer::ImportedLayer> {
-        if self.store.is_marked_damaged(descriptor.digest)? {
-            self.heal(descriptor.digest)?;
-        }
-        let mut keeper = Keeper::new(&self.store.repo, descriptor, input, self.keeps_blobs)?;
-        let imported = layer::import(
-            &self.store.repo,
-            self.labels.as_ref(),
-            descriptor,
-            self.store.max_layer_bytes,
-            &mut keeper,
-        )?;
-        if let Some(blob) = keeper.finish()? {
-            let commit = self.file_commit("blob", blob, &[], "blob", Vec::new())?;
-            self.keep(kept_ref(descriptor.digest), commit);
-        }
-        if let Some(side) = &imported.side {
-            let commit =
-                self.single_file_with("side", side, &imported.superseded, "side data", |_| {
-                    Vec::new()
-                })?;
-            self.keep(side_ref(descriptor.digest), commit);
-        }
-        self.keep(blob_ref(descriptor.digest), imported.commit.clone());
-        Ok(imported)
-    }
-
-    /// Keep an image config.
-    pub fn config(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
-        if self.store.is_marked_damaged(digest)? {
-            self.heal(digest)?;
-        }
-        let commit = self.single_file("content", bytes, &format!("config {digest}"), |size| {
-            vec![("docker.size", size.to_variant())]
-        })?;
-        self.keep(blob_ref(digest), commit);
-        Ok(())
-    }
-
-    /// Keep a manifest under `name`, and the merged tree of its layers, base first.
-    ///
-    /// `source`: the full reference to pull it again from.
-    pub fn image(
-        &self,
-        name: &image::Name,
-        source: &str,
-        manifest: &[u8],
-        digest: Digest,
-        layers: &[LayerRoot],
-    ) -> Result<()> {
-        let text = std::str::from_utf8(manifest)
-            .kind(Kind::Invalid, || "the manifest is not UTF-8".into())?;
-        let name_ref = image_ref(&name.to_string());
-        if self.heals.get() || self.store.is_marked(&name_ref)? {
-            self.heals.set(true);
-            self.make_room(&name_ref)?;
-        }
-        let commit = self.single_file("manifest.json", manifest, &name.to_string(), |_| {
-            vec![
-                ("docker.manifest", text.to_variant()),
-                ("docker.digest", digest.to_string().to_variant()),
-                ("signatures", "0".to_variant()),
-                ("atomic-rs.source", source.to_variant()),
-            ]
-        })?;
-        self.tree(digest, layers)?;
-        self.keep(image_ref(&name.to_string()), commit);
-        Ok(())
-    }
-
-    /// Write the merged tree of an image's layers and return its commit.
-    pub fn tree(&self, manifest: Digest, layers: &[LayerRoot]) -> Result<String> {
-        let name = tree_ref(manifest);
-        if self.heals.get() || self.store.is_marked(&name)? {
-            self.heals.set(true);
-            self.make_room(&name)?;
-        }
-        let (tree, meta) = tree::merge(&self.store.repo, layers)?;
-        let commit = Commit {
-            subject: &format!("tree of {manifest}"),
-            metadata: vec![("atomic-rs.format", "1".to_variant())],
-            tree,
-            meta,
-            timestamp: now(),
-        }
-        .seal();
-        let checksum = commit.checksum.clone();
-        self.keep(tree_ref(manifest), commit);
-        Ok(checksum)
-    }
-
-    /// Make everything durable, then visible at once.
-    pub fn commit(self) -> Result<()> {
-        let failed = || "cannot commit to the repository".into();
-        self.transaction.commit(NO_CANCEL).context(failed)?;
-        let repo = &self.store.repo;
-        let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
-        let commits = self.commits.take();
-        for (name, commit) in &commits {
-            commit.write(repo)?;
-            repo.transaction_set_ref(None, name, Some(&commit.checksum));
-        }
-        transaction.commit(NO_CANCEL).context(failed)?;
-        if self.heals.get() {
-            for (_, commit) in &commits {
-                repo.mark_commit_partial(&commit.checksum, false)
-                    .context(failed)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn heal(&self, digest: Digest) -> Result<()> {
-        self.heals.set(true);
-        self.make_room(&blob_ref(digest))
-    }
-
-    fn keep(&self, name: String, commit: Sealed) {
-        self.commits.borrow_mut().push((name, commit));
-    }
-
-    fn single_file<'k>(
-        &self,
-        file: &str,
-        bytes: &[u8],
-        subject: &str,
-        metadata: impl FnOnce(String) -> Vec<(&'k str, glib::Variant)>,
-    ) -> Result<Sealed> {
-        self.single_file_with(file, bytes, &[], subject, metadata)
-    }
-
-    /// The same with further stored files beside it.
-    fn single_file_with<'k>(
-        &self,
-        file: &str,
-        bytes: &[u8],
-        also: &[Checksum],
-        subject: &str,
-        metadata: impl FnOnce(String) -> Vec<(&'k str, glib::Variant)>,
-    ) -> Result<Sealed> {
-        let repo = &self.store.repo;
-        let written = repo
-            .write_regfile_inline(None, 0, 0, 0o100_644, None, bytes, NO_CANCEL)
-            .context(|| "cannot write to the repository".into())?;
-        self.file_commit(
-            file,
-            objects::checksum(&written)?,
-            also,
-            subject,
-            metadata(bytes.len().to_string()),
-        )
-    }
-
-    /// A commit whose tree is one stored file.
-    fn file_commit(
-        &self,
-        name: &str,
-        file: Checksum,
-        also: &[Checksum],
-        subject: &str,
-        mut metadata: Vec<(&str, glib::Variant)>,
-    ) -> Result<Sealed> {
-        let repo = &self.store.repo;
-        let mut tree = DirTree::default();
-        tree.files.insert(name.to_owned(), file);
-        for (index, file) in also.iter().enumerate() {
-            tree.files.insert(index.to_string(), *file);
-        }
-        // By this the commit is known as ours.
-        metadata.push(("atomic-rs.format", "1".to_variant()));
-        Ok(Commit {
-            subject,
-            metadata,
-            tree: write_dirtree(repo, &tree)?,
-            meta: write_dirmeta(repo, &DirMeta::default())?,
-            timestamp: now(),
-        }
-        .seal())
     }
 }
 

@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use gio::prelude::*;
 use ostree::{ObjectType, RepoCommitState};
 
+use super::layer_tree::join;
 use super::objects::{self, Checksum, NO_CANCEL, read_dirmeta, read_dirtree};
 use super::{Import, Store};
 use crate::error::{Context as _, Result};
@@ -359,13 +360,5 @@ pub(super) fn same_bytes(a: &mut impl std::io::Read, b: &mut impl std::io::Read)
         if b.read_exact(&mut buffers.1[..n]).is_err() || buffers.0[..n] != buffers.1[..n] {
             return false;
         }
-    }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}/{name}")
     }
 }

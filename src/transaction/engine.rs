@@ -10,6 +10,7 @@ use super::plan::{Direction, Journal, Phase, Plan};
 use super::step::Step;
 use crate::deployment::{ContainerName, Entry, Ledger, Paths, Verdict};
 use crate::error::{Error, Kind, Result};
+use crate::image::short_id;
 use crate::safefs;
 use crate::systemd;
 
@@ -364,7 +365,7 @@ impl Failure {
         {
             text = format!(
                 "{text}\nthe image {} is on record as bad and is not deployed again without --force",
-                &subject.revision[..12.min(subject.revision.len())]
+                short_id(&subject.revision)
             );
         }
         Error::new(self.error.kind(), text)

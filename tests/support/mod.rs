@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use host::Host;
@@ -187,4 +187,27 @@ pub fn wait_for_answer(port: u16, wanted: &str) -> String {
         std::thread::sleep(Duration::from_millis(20));
     }
     panic!("port {port} should answer \"{wanted}\" and answered {last:?}");
+}
+
+/// The longest time without an answer while `act` runs; a client asks every 10 ms.
+pub fn outage(port: u16, act: impl FnOnce()) -> Duration {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+            while !done.load(Ordering::SeqCst) {
+                if http_get(port).is_some() {
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            longest
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        act();
+        std::thread::sleep(Duration::from_millis(300));
+        done.store(true, Ordering::SeqCst);
+        client.join().unwrap()
+    })
 }

@@ -5,10 +5,9 @@
 mod support;
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use support::{Host, Registry, Scratch, free_port, http_get, images, must, wait_for_answer};
+use support::{Host, Registry, Scratch, free_port, images, must, outage, wait_for_answer};
 
 const ROUNDS: usize = 7;
 
@@ -76,28 +75,6 @@ fn main() {
         "out of service, medians of {ROUNDS}: atomic-rs update {update} ms, podman stop + rm + run {replace} ms, systemctl restart {restart} ms; ratio to podman {:.2}",
         f64::from(update) / f64::from(replace)
     );
-}
-
-/// The longest time without an answer while `act` runs.
-fn outage(port: u16, act: impl FnOnce()) -> Duration {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-            while !done.load(Ordering::SeqCst) {
-                if http_get(port).is_some() {
-                    longest = longest.max(last.elapsed());
-                    last = Instant::now();
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            longest
-        });
-        act();
-        std::thread::sleep(Duration::from_millis(300));
-        done.store(true, Ordering::SeqCst);
-        client.join().unwrap()
-    })
 }
 
 fn median(mut times: Vec<Duration>) -> u32 {
