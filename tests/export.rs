@@ -250,9 +250,25 @@ fn with_kept_blobs_the_manifest_digest_is_the_registrys() {
         store.scratch.join("c/.storage/ostree").display()
     )));
     assert_eq!(refs, "");
-    // Without them a push says that the digest is another.
+    // Without them the bytes are still where they came from: within one registry no layer moves.
     let plain = Store::new("");
     plain.ok(&format!("pull {}", registry.name("app:1")));
+    let pushed = plain.ok(&format!("push {name} {}", registry.name("mounted:1")));
+    assert!(pushed.contains(&digest), "{pushed}");
+    assert_eq!(in_registry("mounted:1"), digest);
+    let requests = registry.requests();
+    let to = |what: &str| {
+        let to_there = requests
+            .lines()
+            .filter(|line| line.contains("/v2/mounted/"));
+        to_there.filter(|line| line.contains(what)).count()
+    };
+    assert!(to("?from=app&mount=sha256") > 1, "{requests}");
+    assert_eq!(to("\"PATCH "), 1, "the config alone is sent: {requests}");
+    // Where they are gone a push says that the digest is another.
+    for repository in ["app", "copy", "mounted"] {
+        registry.delete_manifest(repository, &digest);
+    }
     let output = plain.atomic(&format!("push {name} {}", registry.name("other:1")));
     assert!(
         output.code() == 0 && output.err().contains("is another"),

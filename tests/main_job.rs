@@ -1178,28 +1178,17 @@ fn archives_layouts_and_dockers_manifests_are_pulled_alike() {
 fn an_index_gives_the_image_for_this_machine_and_mirrors_are_honoured() {
     let registry = Registry::start();
     let host = Host::boot();
-    let mut entries = Vec::new();
-    for (architecture, text) in [
-        ("s390x", "for another machine"),
-        ("amd64", "for this machine"),
-    ] {
-        let image = Image::new()
+    let [other, ours] = ["s390x", "amd64"].map(|architecture| {
+        Image::new()
             .architecture(architecture)
-            .layer(Layer::new().file("text", 0o644, text));
-        let written = image.push(&registry, &format!("multi:{architecture}"));
-        entries.push(
-            json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": written.digest, "size": written.size,
-            "platform": {"os": "linux", "architecture": architecture}}),
-        );
-    }
-    let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": entries});
-    registry.put_manifest("multi", "latest", &index);
+            .layer(Layer::new().file("text", 0o644, architecture))
+            .push(&registry, &format!("multi:{architecture}"))
+    });
+    registry.put_index("multi", "latest", &[("s390x", &other), ("amd64", &ours)]);
     let digest = |out: String| out.trim().rsplit_once(' ').unwrap().1.to_owned();
     let pulled = digest(host.atomic_ok(&format!("pull {}", registry.name("multi"))));
     assert_eq!(
-        pulled, entries[1]["digest"],
+        pulled, ours.digest,
         "the image's own digest, not the index's"
     );
 

@@ -13,9 +13,10 @@ use crate::container::effects::Effects;
 use crate::container::{Change, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::image::{Reference, Transport};
+use crate::image::{Platform, Reference, Transport};
 use crate::pull::{self, Pulled};
 use crate::store::Store;
+use crate::store::images::StoredImage;
 use crate::template::variables::parse_setting;
 use crate::transaction::{Host, Plan, Step};
 use crate::transport::{Access, Credentials};
@@ -36,6 +37,10 @@ pub struct SourceArgs {
     /// Whether to verify the registry's certificate; false also allows plain HTTP
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     tls_verify: Option<bool>,
+    /// The platform to take of an image that is made for several, as in linux/arm64; kept for updates
+    /// [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<Platform>,
     /// Accepted for scripts written for the original; only "ostree" exists
     #[arg(long, value_name = "STORAGE", hide = true)]
     storage: Option<String>,
@@ -48,6 +53,7 @@ impl SourceArgs {
             credentials: self.creds.clone(),
             authfile: self.authfile.clone(),
             tls_verify: self.tls_verify,
+            platform: self.platform.clone(),
         }
     }
 
@@ -80,12 +86,13 @@ impl SourceArgs {
         Ok(reference)
     }
 
-    /// Pull with progress on stderr.
+    /// Pull with progress on stderr. `platform`: what was asked for before, if anything.
     pub fn pull(
         &self,
         call: &mut Call<'_>,
         store: &Store,
         reference: &Reference,
+        platform: Option<&str>,
     ) -> Result<Pulled> {
         if reference.is_unqualified() {
             let name = reference
@@ -97,7 +104,15 @@ impl SourceArgs {
                 .note(format!("The image `{name}` is not fully qualified."));
         }
         let mut progress = PullProgress::new();
-        let pulled = pull::pull(call.config, store, reference, &self.access(), &mut progress)?;
+        let access = self.access().or_platform(platform)?;
+        let pulled = pull::pull(call.config, store, reference, &access, &mut progress)?;
+        if let (Some(foreign), None) = (&pulled.foreign, &access.platform) {
+            call.out.note(format!(
+                "{} is made for {foreign}, and this machine is {}",
+                pulled.name,
+                Platform::host()
+            ));
+        }
         if pulled.skipped > 0 {
             call.out.note(format!(
                 "{} entries of the image cannot be stored (device nodes, fifos, names that are not UTF-8) and were left out",
@@ -120,10 +135,20 @@ impl SourceArgs {
                 .manifest
                 .as_ref()
                 .is_none_or(|manifest| store.layer_commits(manifest).is_ok())
+            && self.fits(store, &image)?
         {
             return Ok(image.name);
         }
-        Ok(self.pull(call, store, reference)?.name.to_string())
+        Ok(self.pull(call, store, reference, None)?.name.to_string())
+    }
+
+    /// True unless another platform than the image's is asked for.
+    fn fits(&self, store: &Store, image: &StoredImage) -> Result<bool> {
+        let Some(wanted) = &self.platform else {
+            return Ok(true);
+        };
+        let found = store.image_config(image)?.platform();
+        Ok(found.is_some_and(|found| found.matches(wanted)))
     }
 }
 

@@ -11,7 +11,8 @@ use super::image::find;
 use super::output::PullProgress;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::pull::Remote;
+use crate::image::{Digest, Reference, Transport};
+use crate::pull::{self, Pulled, Remote};
 use crate::store::Store;
 use crate::store::images::{EXPORT_SCRATCH, StoredImage};
 use crate::transport::{self, Access};
@@ -119,23 +120,20 @@ impl Import {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let reference = self.source.reference(&self.image)?;
         let store = Store::open(call.config)?;
-        let remote = Remote::open(call.config, &reference, &self.source.access())?;
-        let mut progress = PullProgress::new();
-        let pulled = match &self.name {
-            Some(name) => {
-                let name = self.source.reference(name)?.fallback_name()?;
-                let recorded = reference.to_string();
-                remote.fetch_as(
-                    call.config,
-                    &store,
-                    (&name.to_string(), recorded),
-                    &mut progress,
-                )?
-            }
-            None => remote.fetch(call.config, &store, &mut progress)?,
-        };
-        call.out
-            .line(format!("{} {}", pulled.name, pulled.digest))?;
+        if let Some(name) = &self.name {
+            let name = self.source.reference(name)?.fallback_name()?;
+            let remote = Remote::open(call.config, &reference, &self.source.access())?;
+            let mut progress = PullProgress::new();
+            let source = reference.to_string();
+            let pulled = remote.fetch_as(call.config, &store, &name, source, &mut progress)?;
+            call.out
+                .line(format!("{} {}", pulled.name, pulled.digest))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        for reference in pull::all_in(call.config, &reference) {
+            let pulled = self.source.pull(call, &store, &reference, None)?;
+            tell_pulled(call, &pulled)?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -152,9 +150,14 @@ impl Push {
                 "\"{target}\" does not say which registry: name one, as in registry.example.org/app:1"
             );
         }
+        let access = self.source.access_to(&target);
+        if !store.keeps_manifest(&image)?
+            && let Some(digest) = copied_from_source(call, &image, &target, &access)
+        {
+            return tell(call, &image, &target.to_string(), digest, true, self.json);
+        }
         let scratch = Scratch::new(&store)?;
         let exported = store.export(&image, &scratch.0, "latest")?;
-        let access = self.source.access_to(&target);
         transport::copy_layout(
             call.config,
             &scratch.0,
@@ -172,6 +175,38 @@ impl Push {
             self.json,
         )
     }
+}
+
+/// Copy the image from the registry it came from, if it still has these very bytes: the store has
+/// them uncompressed. Returns the digest.
+fn copied_from_source(
+    call: &mut Call<'_>,
+    image: &StoredImage,
+    target: &Reference,
+    access: &Access,
+) -> Option<Digest> {
+    let source: Reference = image.source.as_deref()?.parse().ok()?;
+    let digest = image.digest?;
+    if !matches!(source.transport, Transport::Registry { .. }) {
+        return None;
+    }
+    match transport::copy_pinned(call.config, &source, digest, target, access) {
+        Ok(()) => Some(digest),
+        Err(error) => {
+            call.out.note(format!(
+                "{error}\nthe image is copied from the store instead, with another manifest"
+            ));
+            None
+        }
+    }
+}
+
+/// Say under which names an image is in the store now.
+pub fn tell_pulled(call: &mut Call<'_>, pulled: &Pulled) -> Result<()> {
+    for name in [&pulled.name].into_iter().chain(&pulled.also) {
+        call.out.line(format!("{name} {}", pulled.digest))?;
+    }
+    Ok(())
 }
 
 /// A layout on the store's file system that goes when it is dropped.
@@ -198,7 +233,7 @@ fn tell(
     call: &mut Call<'_>,
     image: &StoredImage,
     target: &str,
-    digest: crate::image::Digest,
+    digest: Digest,
     same: bool,
     json: bool,
 ) -> Result<ExitCode> {

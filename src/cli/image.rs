@@ -9,7 +9,7 @@ use super::args::SourceArgs;
 use crate::container::template_variables;
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::image::{Reference, short_id};
+use crate::image::{Reference, Transport, short_id};
 use crate::pull::Remote;
 use crate::store::Store;
 use crate::store::images::StoredImage;
@@ -319,7 +319,11 @@ impl VerifyImage {
                     image.name
                 );
             }
-            Remote::open(call.config, &reference, &self.source.access())
+            let access = self
+                .source
+                .access()
+                .or_platform(image.platform.as_deref())?;
+            Remote::open(call.config, &reference, &access)
         });
         match asked {
             Ok(remote) => Some(remote.digest().hex()),
@@ -341,10 +345,21 @@ impl UpdateImage {
         }
         let store = Store::open(call.config)?;
         if let Some(image) = &self.image {
-            // A stored image goes the way it came.
-            let known = store.image(image)?.and_then(|image| image.source);
-            let reference = self.source.reference(known.as_deref().unwrap_or(image))?;
-            let pulled = self.source.pull(call, &store, &reference)?;
+            let known = match store.find(image)?.is_empty() {
+                true => None,
+                false => Some(store.find_one(image)?),
+            };
+            // A stored image goes the way it came, unless another way is typed.
+            let typed_way = image.parse().is_ok_and(|reference: Reference| {
+                reference.transport != (Transport::Registry { insecure: false })
+            });
+            let source = known
+                .as_ref()
+                .and_then(|known| known.source.as_deref())
+                .filter(|_| !typed_way);
+            let platform = known.as_ref().and_then(|known| known.platform.as_deref());
+            let reference = self.source.reference(source.unwrap_or(image))?;
+            let pulled = self.source.pull(call, &store, &reference, platform)?;
             call.out
                 .line(format!("{} {}", pulled.name, pulled.digest))?;
             return Ok(ExitCode::SUCCESS);
@@ -365,7 +380,8 @@ impl UpdateImage {
                 }
             };
             call.out.line(format!("Checking image {}...", image.name))?;
-            let status = match self.source.pull(call, &store, &reference) {
+            let platform = image.platform.as_deref();
+            let status = match self.source.pull(call, &store, &reference, platform) {
                 Ok(pulled) if pulled.unchanged => "Updated",
                 Ok(_) => "Updated now",
                 Err(error) if matches!(error.kind(), Kind::Interrupted(_)) => return Err(error),

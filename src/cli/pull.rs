@@ -33,10 +33,9 @@ impl Pull {
         let store = Store::open(call.config)?;
         let pulled = self
             .source
-            .pull(call, &store, &reference)
+            .pull(call, &store, &reference, None)
             .map_err(|error| error.within("Failed"))?;
-        call.out
-            .line(format!("{} {}", pulled.name, pulled.digest))?;
+        super::export::tell_pulled(call, &pulled)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -154,6 +154,7 @@ impl Prepared {
             config: &self.config,
             files: self.files.as_ref(),
             reference,
+            platform: image.platform.clone(),
             remote: self.remote.clone(),
         }
     }

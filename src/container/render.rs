@@ -36,6 +36,8 @@ pub struct Source<'a> {
     pub files: &'a dyn Files,
     /// The full reference to pull it again from.
     pub reference: Option<String>,
+    /// The platform to ask for then.
+    pub platform: Option<String>,
     /// A root file system outside the store.
     pub remote: Option<Utf8PathBuf>,
 }
@@ -189,6 +191,7 @@ pub fn render(
             remote: source.remote.as_ref().map(ToString::to_string),
             runtime: runtime.path().to_owned(),
             source: source.reference.clone(),
+            platform: source.platform.clone(),
             options: Some(wishes.options.clone()),
             health: Health::of(source.config, wishes.options),
             persistent: generated

@@ -212,7 +212,12 @@ fn find_target(
             ),
         };
     }
-    let remote = Remote::open(config, &source, &request.access)?;
+    let before = info
+        .platform
+        .as_deref()
+        .filter(|_| request.rebase.is_none());
+    let access = request.access.clone().or_platform(before)?;
+    let remote = Remote::open(config, &source, &access)?;
     let id = remote.digest().hex();
     if let Some(why) = verdict(request, ledger, info, &id) {
         return Ok(Target::Skip(why));

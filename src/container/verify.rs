@@ -78,7 +78,8 @@ pub fn repair(
             Some(digest) => source.pinned_to(digest),
             None => source,
         };
-        let remote = Remote::open(config, &source, access)?;
+        let access = access.clone().or_platform(info.platform.as_deref())?;
+        let remote = Remote::open(config, &source, &access)?;
         if remote.digest().hex() != info.revision {
             fail!(
                 Kind::NotFound,
@@ -92,7 +93,7 @@ pub fn repair(
         if moved {
             remote.heal(config, &store, progress)?;
         } else {
-            remote.fetch_as(config, &store, (&info.image, recorded), progress)?;
+            remote.fetch_as(config, &store, &info.image.parse()?, recorded, progress)?;
         }
         let healed = store.verify_image(&current_image(&store, &info)?)?;
         if !healed.is_good() {

@@ -1,7 +1,7 @@
 //! The `info` file of a deployment.
 //!
 //! JSON with the keys the original `atomic` wrote; missing ones are tolerated, unknown ones kept.
-//! Ours: `user-values`, `source`, `options`, `persistent`, `health`.
+//! Ours: `user-values`, `source`, `platform`, `options`, `persistent`, `health`.
 
 use std::collections::BTreeMap;
 
@@ -54,6 +54,9 @@ pub struct Info {
     /// The full reference to pull again from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// The platform that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
     /// What the person said about running it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<RunOptions>,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 
 use super::digest::Digest;
+use super::platform::Platform;
 use crate::error::{Context as _, Kind, Result};
 
 /// The parts of an image config this program uses. Every field tolerates `null` and absence,
@@ -14,6 +15,12 @@ pub struct ImageConfig {
     /// GOARCH the image is built for.
     #[serde(default, deserialize_with = "or_default")]
     pub architecture: String,
+    /// GOOS the image is built for.
+    #[serde(default, deserialize_with = "or_default")]
+    pub os: String,
+    /// `v7`, `v8`, or empty.
+    #[serde(default, deserialize_with = "or_default")]
+    pub variant: String,
     /// When the image was built, RFC 3339.
     #[serde(default, deserialize_with = "or_default")]
     pub created: String,
@@ -89,6 +96,24 @@ impl ImageConfig {
     /// Read an image config.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes).kind(Kind::Invalid, || "the image config is not valid".into())
+    }
+
+    /// The platform the image is made for, unless it does not say.
+    pub fn platform(&self) -> Option<Platform> {
+        (!self.architecture.is_empty()).then(|| Platform {
+            architecture: self.architecture.clone(),
+            os: match self.os.as_str() {
+                "" => "linux".into(),
+                os => os.to_owned(),
+            },
+            variant: self.variant.clone(),
+        })
+    }
+
+    /// The platform the image is made for, if that is not this machine's.
+    pub fn foreign_platform(&self) -> Option<Platform> {
+        self.platform()
+            .filter(|platform| !platform.matches(&Platform::host()))
     }
 
     /// A label's value.

@@ -4,11 +4,11 @@
 //! "Image Manifest V 2, Schema 1" and "Schema 2".
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Platform;
 use super::digest::Digest;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
@@ -28,55 +28,6 @@ pub struct Descriptor {
     /// Its size in bytes, as stored in the registry.
     #[serde(default)]
     pub size: u64,
-}
-
-/// A platform an image is made for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    /// GOARCH: `amd64`, `arm64`, …
-    pub architecture: String,
-    /// GOOS: `linux`
-    pub os: String,
-    /// `v7`, `v8`, or empty.
-    #[serde(default)]
-    pub variant: String,
-}
-
-impl Platform {
-    /// The platform of this machine.
-    pub fn host() -> Self {
-        let (architecture, variant) = match std::env::consts::ARCH {
-            "x86_64" => ("amd64", ""),
-            "aarch64" => ("arm64", "v8"),
-            "arm" => ("arm", "v7"),
-            "x86" => ("386", ""),
-            "powerpc64" => ("ppc64le", ""),
-            other => (other, ""),
-        };
-        Self {
-            architecture: architecture.into(),
-            os: "linux".into(),
-            variant: variant.into(),
-        }
-    }
-
-    fn matches(&self, wanted: &Self) -> bool {
-        self.os == wanted.os
-            && self.architecture == wanted.architecture
-            && (self.variant.is_empty()
-                || wanted.variant.is_empty()
-                || self.variant == wanted.variant)
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        if !self.variant.is_empty() {
-            write!(f, "/{}", self.variant)?;
-        }
-        Ok(())
-    }
 }
 
 /// A parsed manifest.

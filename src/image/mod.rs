@@ -3,12 +3,14 @@
 pub mod config;
 pub mod digest;
 pub mod manifest;
+pub mod platform;
 pub mod reference;
 pub mod refname;
 
 pub use config::ImageConfig;
 pub use digest::Digest;
-pub use manifest::{Descriptor, Manifest, Platform};
+pub use manifest::{Descriptor, Manifest};
+pub use platform::Platform;
 pub use reference::{Name, Reference, Transport};
 
 /// The beginning of an id that people are shown: twelve digits.

@@ -6,9 +6,11 @@ use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::fail;
 use crate::image::refname;
-use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
+use crate::image::{
+    Descriptor, Digest, ImageConfig, Manifest, Name, Platform, Reference, Transport,
+};
 use crate::store::images::MAX_CONFIG_BYTES;
-use crate::store::{self, LayerRoot, Store};
+use crate::store::{self, LayerRoot, Recorded, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
 
 /// Hears how a pull goes.
@@ -38,8 +40,12 @@ impl Progress for Silent {
 pub struct Pulled {
     /// The name it is stored under.
     pub name: Name,
+    /// Further names its archive has for it, under which it is stored as well.
+    pub also: Vec<Name>,
     /// The manifest digest.
     pub digest: Digest,
+    /// What the image is made for, if that is not this machine.
+    pub foreign: Option<Platform>,
     /// How many layers were fetched.
     pub fetched: usize,
     /// Entries of those layers that `OSTree` cannot hold.
@@ -55,8 +61,8 @@ pub struct Remote {
     config: Descriptor,
     layers: Vec<Descriptor>,
     name: Name,
-    /// The reference that goes on record.
-    recorded: String,
+    also: Vec<Name>,
+    recorded: Recorded,
 }
 
 impl Remote {
@@ -68,19 +74,27 @@ impl Remote {
     pub fn open(config: &Config, reference: &Reference, access: &Access) -> Result<Self> {
         let _held = config.interrupt.hold();
         let source = Source::open(&config.skopeo, reference, access, &config.interrupt)?;
+        let mut names = stored_names(config, reference).into_iter();
+        let name = match names.next() {
+            Some(name) => name,
+            None => reference.fallback_name()?,
+        };
         let fetched = source.manifest()?;
         let Manifest::Image { config, layers, .. } = fetched.manifest.clone() else {
             fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
         };
         transport::enforce_policy(&source, &fetched)?;
-        let name = stored_name(&source)?;
         Ok(Self {
             source,
             fetched,
             config,
             layers,
             name,
-            recorded: reference.to_string(),
+            also: names.collect(),
+            recorded: Recorded {
+                source: reference.to_string(),
+                platform: access.platform.as_ref().map(ToString::to_string),
+            },
         })
     }
 
@@ -119,11 +133,13 @@ impl Remote {
         mut self,
         config: &Config,
         store: &Store,
-        (name, recorded): (&str, String),
+        name: &Name,
+        source: String,
         progress: &mut dyn Progress,
     ) -> Result<Pulled> {
-        self.name = name.parse()?;
-        self.recorded = recorded;
+        self.name = name.clone();
+        self.also.clear();
+        self.recorded.source = source;
         self.fetch(config, store, progress)
     }
 
@@ -137,7 +153,7 @@ impl Remote {
             &self.fetched,
             (&self.config, &self.layers),
             None,
-            config.keep_blobs,
+            (config.keep_blobs, self.recorded.platform.as_deref()),
             progress,
         )
         .map(|_| ())
@@ -160,8 +176,8 @@ impl Remote {
             .is_some_and(|image| image.digest == Some(self.fetched.digest))
             && self.missing(store)?.is_empty()
             && !store.is_image_marked(&self.name, self.fetched.digest)?;
-        let (fetched, skipped) = if unchanged {
-            (0, 0)
+        let (fetched, skipped, foreign) = if unchanged {
+            (0, 0, None)
         } else {
             bring_in(
                 store,
@@ -169,13 +185,20 @@ impl Remote {
                 &self.fetched,
                 (&self.config, &self.layers),
                 Some((&self.name, &self.recorded)),
-                config.keep_blobs,
+                (config.keep_blobs, self.recorded.platform.as_deref()),
                 progress,
             )?
         };
+        if let Some(image) = store.image(&self.name.to_string())? {
+            for name in &self.also {
+                store.tag(&image, name)?;
+            }
+        }
         Ok(Pulled {
             name: self.name,
+            also: self.also,
             digest: self.fetched.digest,
+            foreign,
             fetched,
             skipped,
             unchanged,
@@ -199,10 +222,10 @@ fn bring_in(
     source: &Source,
     fetched: &FetchedManifest,
     (config_descriptor, layers): (&Descriptor, &[Descriptor]),
-    name: Option<(&Name, &str)>,
-    keeps_blobs: bool,
+    name: Option<(&Name, &Recorded)>,
+    (keeps_blobs, platform): (bool, Option<&str>),
     progress: &mut dyn Progress,
-) -> Result<(usize, u64)> {
+) -> Result<(usize, u64, Option<Platform>)> {
     let missing = store::missing_blobs(store, &fetched.manifest)?;
     let wanted: Vec<&Descriptor> = layers
         .iter()
@@ -210,6 +233,7 @@ fn bring_in(
         .collect();
     let config_bytes = source.read_blob(config_descriptor, MAX_CONFIG_BYTES)?;
     let image_config = ImageConfig::parse(&config_bytes)?;
+    check_platform(&image_config, platform)?;
     let diff_ids = &image_config.rootfs.diff_ids;
     if diff_ids.len() != layers.len() {
         fail!(
@@ -279,20 +303,48 @@ fn bring_in(
         }
     }
     import.commit()?;
-    Ok((wanted.len(), skipped))
+    Ok((wanted.len(), skipped, image_config.foreign_platform()))
 }
 
-/// The name an image is stored under: as typed, else what the archive says, else its file name.
-fn stored_name(source: &Source) -> Result<Name> {
-    let reference = source.reference();
-    if reference.name.is_none() && matches!(reference.transport, Transport::DockerArchive { .. }) {
-        for tag in source.archive_tags() {
-            if let Ok(name) = tag.parse() {
-                return Ok(name);
-            }
-        }
+/// Refuse an image for another platform than was asked for: one that is not in an index is what it
+/// is, whatever skopeo is told.
+fn check_platform(config: &ImageConfig, wanted: Option<&str>) -> Result<()> {
+    let (Some(wanted), Some(found)) = (wanted, config.platform()) else {
+        return Ok(());
+    };
+    if !found.matches(&wanted.parse()?) {
+        fail!(
+            Kind::NotFound,
+            "the image is not made for {wanted}, only for {found}"
+        );
     }
-    reference.fallback_name()
+    Ok(())
+}
+
+/// The names an image is stored under, where its archive has some and none was typed.
+fn stored_names(config: &Config, reference: &Reference) -> Vec<Name> {
+    match (&reference.transport, &reference.name) {
+        (Transport::DockerArchive { .. }, None) => {
+            transport::archive_names(&config.skopeo, reference)
+        }
+        (_, name) => name.iter().cloned().collect(),
+    }
+}
+
+/// The images of an archive of `docker save`, one reference for each of its names; any other
+/// reference, and an archive without names, stands for itself.
+pub fn all_in(config: &Config, reference: &Reference) -> Vec<Reference> {
+    let names = stored_names(config, reference);
+    if names.is_empty() {
+        return vec![reference.clone()];
+    }
+    names
+        .into_iter()
+        .map(|name| Reference {
+            transport: reference.transport.clone(),
+            name: Some(name),
+        })
+        .collect()
 }
 
 struct Counting<'a, R> {

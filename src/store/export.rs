@@ -85,6 +85,20 @@ impl<R: Read> Read for Keeper<R> {
 }
 
 impl Store {
+    /// True if an export of the image has its very manifest: all its layers are kept as they came,
+    /// and the manifest is one for a layout.
+    pub fn keeps_manifest(&self, image: &StoredImage) -> Result<bool> {
+        let Some(Manifest::Image { config, layers, .. }) = &image.manifest else {
+            return Ok(false);
+        };
+        for layer in layers {
+            if self.resolve(&kept_ref(layer.digest))?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(config.media_type == OCI_CONFIG)
+    }
+
     /// Write an image as an OCI layout to `directory`, which must not exist or be a layout already.
     ///
     /// Config and `diff_ids` are always those of the image; the manifest is the very one where all
@@ -125,14 +139,7 @@ impl Store {
             )
         })?;
         put(&config_text)?;
-        let is_oci = config.media_type == OCI_CONFIG;
-        let all_kept = layers
-            .iter()
-            .map(|layer| self.resolve(&kept_ref(layer.digest)))
-            .collect::<Result<Vec<_>>>()?
-            .iter()
-            .all(Option::is_some);
-        let manifest_text = if is_oci && all_kept {
+        let manifest_text = if self.keeps_manifest(image)? {
             for layer in layers {
                 self.write_kept(layer.digest, &blobs)?;
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use ostree::RepoPruneFlags;
 
+use super::import::{PLATFORM_KEY, SOURCE_KEY};
 use super::objects::{self, NO_CANCEL, metadata_string};
 use super::{DEPLOYMENT_PREFIX, ImageTree, LayerRoot, Store};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -38,6 +39,8 @@ pub struct StoredImage {
     pub digest: Option<Digest>,
     /// The full reference it was pulled by; old stores do not know.
     pub source: Option<String>,
+    /// The platform that was asked for when it was pulled.
+    pub platform: Option<String>,
 }
 
 /// A layer or config in the store.
@@ -125,7 +128,8 @@ impl Store {
             manifest,
             manifest_text,
             digest,
-            source: metadata_string(&metadata, "atomic-rs.source"),
+            source: metadata_string(&metadata, SOURCE_KEY),
+            platform: metadata_string(&metadata, PLATFORM_KEY),
         })
     }
 

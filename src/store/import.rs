@@ -15,6 +15,19 @@ use crate::image::refname::{blob_ref, image_ref, kept_ref, side_ref, tree_ref};
 use crate::image::{Descriptor, Digest};
 use crate::selinux::Labels;
 
+/// Metadata of an image's commit: the reference it came by, and the platform that was asked for.
+pub(super) const SOURCE_KEY: &str = "atomic-rs.source";
+pub(super) const PLATFORM_KEY: &str = "atomic-rs.platform";
+
+/// How an image was asked for, so that it can be pulled again in the same way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The full reference.
+    pub source: String,
+    /// The platform, if one was asked for.
+    pub platform: Option<String>,
+}
+
 /// What brings one image in.
 ///
 /// Trees and files are written and made durable first, commits and refs after them: libostree
@@ -78,11 +91,11 @@ impl Import<'_> {
 
     /// Keep a manifest under `name`, and the merged tree of its layers, base first.
     ///
-    /// `source`: the full reference to pull it again from.
+    /// `recorded`: how to pull it again.
     pub fn image(
         &self,
         name: &image::Name,
-        source: &str,
+        recorded: &Recorded,
         manifest: &[u8],
         digest: Digest,
         layers: &[LayerRoot],
@@ -95,12 +108,16 @@ impl Import<'_> {
             self.make_room(&name_ref)?;
         }
         let commit = self.single_file("manifest.json", manifest, &name.to_string(), |_| {
-            vec![
+            let mut metadata = vec![
                 ("docker.manifest", text.to_variant()),
                 ("docker.digest", digest.to_string().to_variant()),
                 ("signatures", "0".to_variant()),
-                ("atomic-rs.source", source.to_variant()),
-            ]
+                (SOURCE_KEY, recorded.source.to_variant()),
+            ];
+            if let Some(platform) = &recorded.platform {
+                metadata.push((PLATFORM_KEY, platform.to_variant()));
+            }
+            metadata
         })?;
         self.tree(digest, layers)?;
         self.keep(image_ref(&name.to_string()), commit);

@@ -2,7 +2,8 @@
 //!
 //! # Refs and commits
 //! - `ociimage/<encoded name>`: an image. Tree: `/manifest.json`. Metadata: `docker.manifest` (the
-//!   exact text), `docker.digest`, `signatures`; ours: `atomic-rs.source`, the reference it came by.
+//!   exact text), `docker.digest`, `signatures`; ours: `atomic-rs.source`, the reference it came by, and
+//!   `atomic-rs.platform`, the platform that was asked for, if one was.
 //! - `ociimage/<64 hex>`: a layer (see [`layer`]) or an image config (tree: `/content`).
 //! - `ociimage-tree/<64 hex>`: the merged tree of the image with this manifest digest.
 //! - `ociimage-side/<64 hex>`: the side data of a layer (see [`side`]); `ociimage-kept/<64 hex>`: its
@@ -42,7 +43,7 @@ use crate::safefs::{self, Lock};
 use crate::selinux::Labels;
 use objects::NO_CANCEL;
 
-pub use import::Import;
+pub use import::{Import, Recorded};
 pub use tree::{ImageTree, LayerRoot};
 
 /// The repository of a host that has `OSTree` for itself.

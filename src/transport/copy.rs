@@ -9,7 +9,7 @@ use crate::command::{Child, Finished};
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::{Digest, Reference};
+use crate::image::{Digest, Reference, Transport};
 
 /// Copy an OCI layout (its image `latest`) to anywhere skopeo reaches. `exactly`: fail rather than
 /// change the manifest.
@@ -46,6 +46,39 @@ pub fn copy_layout(
             finished.stderr.replace('\n', " ")
         ),
     ))
+}
+
+/// Copy an image from the registry it came from to another place, byte for byte. Within one registry
+/// blobs are not moved at all, but mounted from the other repository.
+///
+/// # Errors
+/// [`Kind::Transport`] if the source does not have it any more, or the target does not take it.
+pub fn copy_pinned(
+    config: &Config,
+    source: &Reference,
+    digest: Digest,
+    target: &Reference,
+    access: &Access,
+) -> Result<()> {
+    let auth = Auth::new(access, Some(target))?;
+    let mut child = Child::new(&config.skopeo)
+        // Which bytes these are is known by their digest; the policy was obeyed when they were pulled.
+        .args(["copy", "--quiet", "--insecure-policy", "--preserve-digests"]);
+    if let Some(path) = auth.path() {
+        child = child.arg("--dest-authfile").arg(path);
+    }
+    if matches!(source.transport, Transport::Registry { insecure: true }) {
+        child = child.arg("--src-tls-verify=false");
+    }
+    if let Some(verify) = access.tls_verify {
+        child = child.arg(format!("--dest-tls-verify={verify}"));
+    }
+    child
+        .arg(source.pinned_to(digest).to_skopeo())
+        .arg(target.to_skopeo())
+        .run()
+        .map(|_| ())
+        .map_err(|error| error.within(format_args!("cannot copy {source} to {target}")))
 }
 
 /// Sign the image at `reference` with a GPG key. The signature goes where registries.d says, or into

@@ -21,11 +21,11 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::command::Child;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::{Descriptor, Digest, Manifest, Reference, Transport};
+use crate::image::{Descriptor, Digest, Manifest, Name, Platform, Reference, Transport};
 use crate::interrupt::Interrupt;
 use wire::Wire;
 
-pub use copy::{copy_layout, sign};
+pub use copy::{copy_layout, copy_pinned, sign};
 pub use policy::enforce as enforce_policy;
 
 /// How to reach the source of an image.
@@ -37,6 +37,19 @@ pub struct Access {
     pub authfile: Option<PathBuf>,
     /// Whether certificates are verified; unset means registries.conf decides.
     pub tls_verify: Option<bool>,
+    /// The platform wanted of an index; unset means this machine's.
+    pub platform: Option<Platform>,
+}
+
+impl Access {
+    /// The same, for a source that was reached before: with the platform that was asked for then,
+    /// unless another one is asked for now.
+    pub fn or_platform(mut self, before: Option<&str>) -> Result<Self> {
+        if self.platform.is_none() {
+            self.platform = before.map(str::parse).transpose()?;
+        }
+        Ok(self)
+    }
 }
 
 /// A user name and password. Never shown, never logged, never on a command line.
@@ -131,6 +144,7 @@ pub struct Source {
     skopeo: String,
     auth: Auth,
     tls_verify: Option<bool>,
+    platform: Option<Platform>,
     image: OpenedImage,
     // Only gone while being dropped.
     proxy: Option<ImageProxy>,
@@ -174,7 +188,7 @@ impl Source {
         let mut config = ImageProxyConfig::default();
         config.authfile = auth.path();
         config.insecure_skip_tls_verification = tls_verify.map(|verify| !verify);
-        config.skopeo_cmd = Some(Child::new(skopeo).into_command());
+        config.skopeo_cmd = Some(proxy_command(skopeo, reference, access).into_command());
         let opened = wire.wait(async {
             let proxy = ImageProxy::new_with_config(config).await?;
             let image = proxy.open_image(&reference.to_skopeo()).await?;
@@ -186,6 +200,7 @@ impl Source {
             skopeo: skopeo.to_owned(),
             auth,
             tls_verify,
+            platform: access.platform.clone(),
             image,
             proxy: Some(proxy),
             wire,
@@ -209,7 +224,8 @@ impl Source {
         let (digest, bytes) = self
             .wire
             .wait(self.proxy().fetch_manifest_raw_oci(&self.image))?
-            .map_err(|error| explain(&self.reference, &error.to_string()))?;
+            .map_err(|error| explain(&self.reference, &error.to_string()))
+            .map_err(|error| name_one_of(&self.skopeo, &self.reference, error))?;
         let digest: Digest = digest.parse()?;
         // The proxy shows docker's manifests converted to OCI; then the exact bytes are asked for.
         let bytes = if Digest::of(&bytes) == digest {
@@ -234,28 +250,6 @@ impl Source {
             digest,
             manifest,
         })
-    }
-
-    /// The names an archive has for its image: `RepoTags` of docker's `manifest.json`.
-    pub fn archive_tags(&self) -> Vec<String> {
-        let asked = self
-            .skopeo_command("list-tags")
-            .arg(self.reference.to_skopeo())
-            .run();
-        let Ok(stdout) = asked else {
-            return Vec::new();
-        };
-        serde_json::from_slice::<serde_json::Value>(&stdout)
-            .ok()
-            .and_then(|value| {
-                let tags = value.get("Tags")?.as_array()?.clone();
-                Some(
-                    tags.iter()
-                        .filter_map(|tag| tag.as_str().map(str::to_owned))
-                        .collect(),
-                )
-            })
-            .unwrap_or_default()
     }
 
     /// Read a small blob (an image config) whole.
@@ -313,7 +307,13 @@ impl Source {
 
     /// `skopeo VERB` with the same credentials and TLS setting as the proxy.
     fn skopeo_command(&self, verb: &str) -> Child {
-        let mut child = Child::new(&self.skopeo).arg(verb);
+        let mut child = Child::new(&self.skopeo)
+            .args(global_options(self.platform.as_ref()))
+            .arg(verb);
+        if let (Transport::DockerDaemon, Some(host)) = (&self.reference.transport, daemon_host()) {
+            let prefix = if verb == "copy" { "src-" } else { "" };
+            child = child.arg(format!("--{prefix}daemon-host={host}"));
+        }
         if let Some(path) = self.auth.path() {
             child = child.arg("--authfile").arg(path);
         }
@@ -392,6 +392,87 @@ impl Read for BlobReader<'_> {
         });
         source.wire.wait(read).map_err(std::io::Error::other)?
     }
+}
+
+/// skopeo's options that come before its verb.
+fn global_options(platform: Option<&Platform>) -> Vec<String> {
+    let mut options = Vec::new();
+    if let Some(platform) = platform {
+        options.push(format!("--override-os={}", platform.os));
+        options.push(format!("--override-arch={}", platform.architecture));
+        if !platform.variant.is_empty() {
+            options.push(format!("--override-variant={}", platform.variant));
+        }
+    }
+    if let Some(policy) = policy::from_environment() {
+        options.push(format!("--policy={}", policy.display()));
+    }
+    options
+}
+
+/// Where the docker daemon is, if not at its usual socket; skopeo itself does not look there.
+fn daemon_host() -> Option<String> {
+    std::env::var("DOCKER_HOST")
+        .ok()
+        .filter(|host| !host.is_empty())
+}
+
+/// The command that becomes the image proxy: its verb and options are appended.
+fn proxy_command(skopeo: &str, reference: &Reference, access: &Access) -> Child {
+    let options = global_options(access.platform.as_ref());
+    match (&reference.transport, daemon_host()) {
+        // The daemon's address is an option of the verb, so it comes last.
+        (Transport::DockerDaemon, Some(host)) => Child::new("/bin/sh")
+            .args([
+                "-c",
+                "host=$1; shift; exec \"$@\" --daemon-host=\"$host\"",
+                "sh",
+                &host,
+                skopeo,
+            ])
+            .args(options),
+        _ => Child::new(skopeo).args(options),
+    }
+}
+
+/// The names of the images in an archive of `docker save`: `RepoTags` of its `manifest.json`.
+/// Nothing where there are none, or the archive cannot be read.
+pub fn archive_names(skopeo: &str, archive: &Reference) -> Vec<Name> {
+    let asked = Child::new(skopeo)
+        .arg("list-tags")
+        .arg(archive.to_skopeo())
+        .run();
+    let tags = asked.ok().and_then(|stdout| {
+        let mut value: serde_json::Value = serde_json::from_slice(&stdout).ok()?;
+        serde_json::from_value::<Vec<String>>(value["Tags"].take()).ok()
+    });
+    // An image without a name is listed by its number: `@0`.
+    tags.into_iter()
+        .flatten()
+        .filter_map(|tag| tag.parse().ok())
+        .collect()
+}
+
+/// Say which images an archive holds, where that is why it could not be opened.
+fn name_one_of(skopeo: &str, reference: &Reference, error: Error) -> Error {
+    let Transport::DockerArchive { path } = &reference.transport else {
+        return error;
+    };
+    if !error.to_string().contains("expected 1 item, got") {
+        return error;
+    }
+    let names: Vec<String> = archive_names(skopeo, reference)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let first = names.first().map_or("NAME", String::as_str);
+    Error::new(
+        Kind::Usage,
+        format!(
+            "the archive {path} holds several images: name one, as in docker-archive:{path}:{first}, or bring in all with \"atomic-rs images import\" (it has {})",
+            names.join(", ")
+        ),
+    )
 }
 
 /// One clear line from skopeo's chain of causes.

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
+use super::images::{Written, sha256};
 use super::{Scratch, free_port, must};
 
 pub struct Registry {
@@ -48,7 +51,7 @@ impl Registry {
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(scratch.join("access.log")).unwrap())
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry cannot run: run \"make deps\"");
@@ -79,6 +82,22 @@ impl Registry {
         format!("http:{}/{image}", self.address())
     }
 
+    /// Put an index of images for several architectures under a tag; its digest.
+    pub fn put_index(&self, repository: &str, tag: &str, images: &[(&str, &Written)]) -> String {
+        let manifests: Vec<_> = images
+            .iter()
+            .map(|(architecture, written)| {
+                json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
+                    "digest": written.digest, "size": written.size,
+                    "platform": {"os": "linux", "architecture": architecture}})
+            })
+            .collect();
+        let index = json!({"schemaVersion": 2, "manifests": manifests,
+            "mediaType": "application/vnd.oci.image.index.v1+json"});
+        self.put_manifest(repository, tag, &index);
+        sha256(index.to_string().as_bytes())
+    }
+
     /// Put a manifest under a tag.
     pub fn put_manifest(&self, repository: &str, tag: &str, manifest: &serde_json::Value) {
         let kind = manifest["mediaType"].as_str().unwrap();
@@ -93,6 +112,23 @@ impl Registry {
                     self.address()
                 )),
         );
+    }
+
+    /// Forget an image.
+    pub fn delete_manifest(&self, repository: &str, digest: &str) {
+        must(
+            Command::new("curl")
+                .args(["--fail", "--silent", "--show-error", "-X", "DELETE"])
+                .arg(format!(
+                    "http://{}/v2/{repository}/manifests/{digest}",
+                    self.address()
+                )),
+        );
+    }
+
+    /// What it was asked, a line each.
+    pub fn requests(&self) -> String {
+        std::fs::read_to_string(self.scratch.join("access.log")).unwrap()
     }
 
     /// The file that holds a blob.
