@@ -29,6 +29,30 @@ pub struct Child {
     input: Vec<u8>,
 }
 
+/// A program as the host's configuration has it.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    /// Its name, found in PATH, or its path.
+    pub path: String,
+    /// Options that every call of it begins with.
+    pub options: Vec<String>,
+    /// What it finds in its environment beside ours.
+    pub env: Vec<(String, String)>,
+}
+
+impl Program {
+    /// A child that runs it.
+    pub fn child(&self) -> Child {
+        self.furnish(Child::new(&self.path).args(&self.options))
+    }
+
+    /// Give `child`, which runs it in the end, its environment.
+    pub fn furnish(&self, child: Child) -> Child {
+        let env = self.env.iter();
+        env.fold(child, |child, (name, value)| child.env(name, value))
+    }
+}
+
 /// What a finished child left.
 #[derive(Debug)]
 pub struct Finished {

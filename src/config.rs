@@ -1,4 +1,5 @@
 //! Where things are: defaults < configuration file < environment < flags, as one value passed down.
+//! Below the defaults' place there is [`original`]'s file, of hosts that are taken over.
 //!
 //! The configuration file is `/etc/atomic-rs.toml` (or `ATOMIC_RS_CONFIG`):
 //!
@@ -9,9 +10,14 @@
 //! stop_timeout = 10
 //! ```
 
+mod original;
+
+use std::path::PathBuf;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
+use crate::command::Program;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::interrupt::Interrupt;
@@ -26,7 +32,15 @@ pub struct Config {
     /// The configured OCI runtime.
     pub runtime: Option<String>,
     /// The skopeo to run.
-    pub skopeo: String,
+    pub skopeo: Program,
+    /// The signature policy, if it is not where containers-policy.json(5) says.
+    pub trust_policy: Option<PathBuf>,
+    /// Where it is configured where signatures are: see containers-registries.d(5).
+    pub registries_d: Utf8PathBuf,
+    /// The key that signs where none is named.
+    pub default_signer: Option<String>,
+    /// Where the keys are, if not where GPG looks.
+    pub gnupg_home: Option<Utf8PathBuf>,
     /// Where packages put containers; these are only looked at.
     pub preinstalled: Utf8PathBuf,
     /// Where unit files go.
@@ -70,6 +84,7 @@ struct File {
     watch: Option<u32>,
     auto_update: Option<bool>,
     keep_blobs: Option<bool>,
+    default_signer: Option<String>,
     update_window: Option<String>,
     max_layer_bytes: Option<u64>,
 }
@@ -92,6 +107,7 @@ impl Config {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
             Err(error) => fail!(Kind::Failed, "cannot read {path}: {error}"),
         };
+        let original = original::Original::load(env("ATOMIC_CONF"))?;
         let path_of = |name: &str| env(name).map(Utf8PathBuf::from);
         let home = path_of("HOME").unwrap_or_else(|| "/".into());
         let data = path_of("XDG_DATA_HOME")
@@ -99,6 +115,7 @@ impl Config {
             .join("containers");
         let checkouts = path_of("ATOMIC_OSTREE_CHECKOUT_PATH")
             .or(file.checkout_path.filter(|_| is_system))
+            .or(original.checkout_path.clone().filter(|_| is_system))
             .unwrap_or_else(|| {
                 if is_system {
                     DEFAULT_CHECKOUTS.into()
@@ -108,6 +125,7 @@ impl Config {
             });
         let repository = path_of("ATOMIC_OSTREE_REPO")
             .or(file.ostree_repository.filter(|_| is_system))
+            .or(original.ostree_repository.clone().filter(|_| is_system))
             .or_else(|| (!is_system).then(|| data.join("atomic/repo")));
         let places = if is_system {
             Places::of_system()
@@ -127,8 +145,17 @@ impl Config {
         Ok(Self {
             checkouts: absolute(&checkouts)?,
             repository: repository.as_deref().map(absolute).transpose()?,
-            runtime: env("RUNC_PATH").or(file.runtime),
-            skopeo: env("SKOPEO_PATH").unwrap_or_else(|| "skopeo".into()),
+            runtime: env("RUNC_PATH")
+                .or(file.runtime)
+                .or(original.runtime.clone().filter(|_| is_system)),
+            skopeo: skopeo(&original, env),
+            trust_policy: env("TRUST_POLICY").map(PathBuf::from),
+            registries_d: original
+                .registry_confdir
+                .clone()
+                .unwrap_or_else(|| "/etc/containers/registries.d".into()),
+            default_signer: file.default_signer.or(original.default_signer.clone()),
+            gnupg_home: original.gnupg_homedir.clone(),
             preinstalled: "/usr/lib/containers/atomic".into(),
             units: places.units,
             tmpfiles: places.tmpfiles,
@@ -145,6 +172,22 @@ impl Config {
             update_window: file.update_window,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
         })
+    }
+}
+
+/// skopeo, told whatever it would not find out by itself.
+fn skopeo(original: &original::Original, env: impl Fn(&str) -> Option<String>) -> Program {
+    let mut options = Vec::new();
+    if let Some(policy) = env("TRUST_POLICY") {
+        options.push(format!("--policy={policy}"));
+    }
+    if let Some(directory) = &original.registry_confdir {
+        options.push(format!("--registries.d={directory}"));
+    }
+    Program {
+        path: env("SKOPEO_PATH").unwrap_or_else(|| "skopeo".into()),
+        options,
+        env: original.proxies(|name| env(name).is_some()),
     }
 }
 

@@ -51,21 +51,3 @@ fn the_manual_pages_are_current() {
         );
     }
 }
-
-#[test]
-fn the_bash_completion_has_a_case_for_every_subcommand_it_knows() {
-    let script = std::process::Command::new(env!("CARGO_BIN_EXE_atomic-rs"))
-        .args(["completion", "bash"])
-        .output()
-        .unwrap();
-    let script = String::from_utf8(script.stdout).unwrap();
-    let known: Vec<&str> = script
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"'))
-        .filter(|name| !name.is_empty())
-        .collect();
-    assert!(known.len() > 10, "{known:?}");
-    for name in known {
-        assert!(script.contains(&format!("        {name})\n")), "{name}");
-    }
-}

@@ -14,7 +14,7 @@ use crate::container::{Change, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::{Platform, Reference, Transport};
-use crate::pull::{self, Pulled};
+use crate::pull::{self, Pulled, Remote};
 use crate::store::Store;
 use crate::store::images::StoredImage;
 use crate::template::variables::parse_setting;
@@ -47,6 +47,11 @@ pub struct SourceArgs {
 }
 
 impl SourceArgs {
+    /// True if the person names a storage, as the original wants it for images.
+    pub fn names_storage(&self) -> bool {
+        self.storage.is_some()
+    }
+
     /// How to reach the source.
     pub fn access(&self) -> Access {
         Access {
@@ -120,6 +125,27 @@ impl SourceArgs {
             ));
         }
         Ok(pulled)
+    }
+
+    /// What a pull would fetch, or nothing if the store has this very image.
+    pub fn preview(
+        &self,
+        call: &Call<'_>,
+        store: &Store,
+        reference: &Reference,
+        platform: Option<&str>,
+    ) -> Result<Outcome> {
+        let access = self.access().or_platform(platform)?;
+        let remote = Remote::open(call.config, reference, &access)?;
+        if remote.is_stored(store)? {
+            return Ok(Outcome::Nothing(format!(
+                "{} {} is in the store",
+                remote.name(),
+                remote.digest()
+            )));
+        }
+        let preview = crate::container::preview_fetch(store, &remote)?;
+        Ok(Outcome::Preview(Box::new(preview)))
     }
 
     /// Make sure that an image is in the store, and return the name it has there.
@@ -292,6 +318,31 @@ impl ChangeArgs {
             Outcome::Preview(preview) => self.show(call, preview.plan.as_ref(), &preview.effects),
             Outcome::Change(change) => self.show_or_apply(call, host, change),
         }
+    }
+
+    /// For verbs whose plan is a few sentences: if nothing may be changed, show them and return the exit
+    /// code; no sentences mean that there is nothing to do.
+    pub fn told(
+        &self,
+        call: &mut Call<'_>,
+        verb: &str,
+        steps: &[String],
+    ) -> Result<Option<ExitCode>> {
+        if !self.is_dry() {
+            return Ok(None);
+        }
+        if steps.is_empty() {
+            return self.nothing(call, "nothing to do").map(Some);
+        }
+        if self.json {
+            call.out
+                .json(&json!({"version": 1, "changes": true, "verb": verb, "steps": steps}))?;
+        } else {
+            for step in steps {
+                call.out.line(step)?;
+            }
+        }
+        Ok(Some(self.exit_code()))
     }
 
     /// Say that there is nothing to do.

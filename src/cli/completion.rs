@@ -1,9 +1,12 @@
 use std::process::ExitCode;
 
-use super::Output;
-use crate::error::Result;
+use clap_complete::env::Shells;
 
-/// Print a completion script for a shell
+use super::{Output, complete};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+
+/// Print a completion script for a shell; containers and images are completed, too
 #[derive(Debug, clap::Args)]
 pub struct Completion {
     /// Shell
@@ -11,20 +14,26 @@ pub struct Completion {
     shell: clap_complete::Shell,
 }
 
+const PROGRAM: &str = "atomic-rs";
+/// The one that comes with the crate does not know that names have colons.
+const BASH: &str = include_str!("completion.bash");
+
 impl Completion {
     pub fn run(&self, out: &mut Output) -> Result<ExitCode> {
+        if self.shell == clap_complete::Shell::Bash {
+            out.line(BASH.trim_end())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let name = self.shell.to_string();
+        let shells = Shells::builtins();
+        let Some(shell) = shells.completer(&name) else {
+            fail!(Kind::Usage, "there is no completion for {name}");
+        };
         let mut script = Vec::new();
-        clap_complete::generate(
-            self.shell,
-            &mut super::definition(),
-            "atomic-rs",
-            &mut script,
-        );
-        let script = String::from_utf8_lossy(&script);
-        // clap_complete's bash script takes the hyphen of our name for a step down in one place
-        // and not in the other, so that no subcommand would ever be completed.
-        let script = script.replace("atomic__subcmd__rs", "atomic__rs");
-        out.line(script.trim_end())?;
+        shell
+            .write_registration(complete::VARIABLE, PROGRAM, PROGRAM, PROGRAM, &mut script)
+            .context(|| "cannot make the script".into())?;
+        out.line(String::from_utf8_lossy(&script).trim_end())?;
         Ok(ExitCode::SUCCESS)
     }
 }

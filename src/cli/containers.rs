@@ -22,7 +22,7 @@ enum Verb {
     List(List),
     Delete(Delete),
     /// Update a container to what the store has; see "atomic-rs update" for one that pulls first
-    Update(update::Update),
+    Update(Box<update::Update>),
     Rollback(rollback::Rollback),
 }
 
@@ -49,6 +49,8 @@ struct Delete {
     /// Accepted for scripts written for the original
     #[arg(short, long, hide = true)]
     force: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[arg(long, hide = true)]
     storage: Option<String>,
     /// Installed containers
@@ -204,6 +206,13 @@ impl Delete {
         }
         if rows.is_empty() {
             fail!(Kind::NotFound, "No containers to delete");
+        }
+        let steps: Vec<String> = rows
+            .iter()
+            .map(|row| format!("uninstall {}", row.name))
+            .collect();
+        if let Some(code) = self.change.told(call, "delete", &steps)? {
+            return Ok(code);
         }
         call.out.line(if call.assumeyes {
             "The following containers will be deleted."

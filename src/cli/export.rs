@@ -6,7 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::Call;
-use super::args::SourceArgs;
+use super::args::{ChangeArgs, SourceArgs};
 use super::image::find;
 use super::output::PullProgress;
 use crate::error::{Context as _, Kind, Result};
@@ -45,8 +45,10 @@ pub struct Import {
     #[arg(value_name = "SOURCE")]
     image: String,
     /// The name it gets [default: what the source says]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NEW-NAME")]
     name: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[command(flatten)]
     source: SourceArgs,
 }
@@ -60,9 +62,8 @@ pub struct Push {
     /// Where it goes [default: the image's own name]
     #[arg(value_name = "TARGET")]
     target: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[command(flatten)]
     source: SourceArgs,
 }
@@ -120,6 +121,18 @@ impl Import {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let reference = self.source.reference(&self.image)?;
         let store = Store::open(call.config)?;
+        let references = match &self.name {
+            Some(_) => vec![reference.clone()],
+            None => pull::all_in(call.config, &reference),
+        };
+        let step = |reference: &Reference| match &self.name {
+            Some(name) => format!("bring in {reference} as {name}"),
+            None => format!("bring in {reference}"),
+        };
+        let steps: Vec<String> = references.iter().map(step).collect();
+        if let Some(code) = self.change.told(call, "import", &steps)? {
+            return Ok(code);
+        }
         if let Some(name) = &self.name {
             let name = self.source.reference(name)?.fallback_name()?;
             let remote = Remote::open(call.config, &reference, &self.source.access())?;
@@ -130,8 +143,8 @@ impl Import {
                 .line(format!("{} {}", pulled.name, pulled.digest))?;
             return Ok(ExitCode::SUCCESS);
         }
-        for reference in pull::all_in(call.config, &reference) {
-            let pulled = self.source.pull(call, &store, &reference, None)?;
+        for reference in &references {
+            let pulled = self.source.pull(call, &store, reference, None)?;
             tell_pulled(call, &pulled)?;
         }
         Ok(ExitCode::SUCCESS)
@@ -150,11 +163,16 @@ impl Push {
                 "\"{target}\" does not say which registry: name one, as in registry.example.org/app:1"
             );
         }
+        let step = format!("copy {} {} to {target}", image.name, image.id());
+        if let Some(code) = self.change.told(call, "push", &[step])? {
+            return Ok(code);
+        }
+        let json = self.change.is_json();
         let access = self.source.access_to(&target);
         if !store.keeps_manifest(&image)?
             && let Some(digest) = copied_from_source(call, &image, &target, &access)
         {
-            return tell(call, &image, &target.to_string(), digest, true, self.json);
+            return tell(call, &image, &target.to_string(), digest, true, json);
         }
         let scratch = Scratch::new(&store)?;
         let exported = store.export(&image, &scratch.0, "latest")?;
@@ -172,7 +190,7 @@ impl Push {
             &target.to_string(),
             exported.digest,
             exported.same_digest,
-            self.json,
+            json,
         )
     }
 }

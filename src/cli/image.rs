@@ -5,15 +5,18 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::Call;
-use super::args::SourceArgs;
-use crate::container::template_variables;
-use crate::error::{Error, Kind, Result};
+use super::args::{ChangeArgs, SourceArgs};
+use crate::command::{Child, find_program};
+use crate::container::{Outcome, template_variables};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Reference, Transport, short_id};
 use crate::pull::Remote;
-use crate::store::Store;
+use crate::safefs::Files as _;
 use crate::store::images::StoredImage;
 use crate::store::verify::MAX_SHOWN;
+use crate::store::{ImageTree, Store};
+use crate::transaction::Host;
 
 /// Give an image another name
 #[derive(Debug, clap::Args)]
@@ -22,8 +25,10 @@ pub struct Tag {
     #[arg(value_name = "IMAGE")]
     source: String,
     /// The name it gets as well
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NEW-NAME")]
     target: String,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[arg(long, hide = true)]
     storage: Option<String>,
 }
@@ -39,6 +44,24 @@ pub struct ImageInfo {
     json: bool,
     #[arg(long, hide = true)]
     storage: Option<String>,
+}
+
+/// Show the help that an image brings: its help.1 or README.md
+#[derive(Debug, clap::Args)]
+pub struct Help {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    #[arg(long, hide = true)]
+    storage: Option<String>,
+}
+
+/// Show the help of the program, or that which an image brings
+#[derive(Debug, clap::Args)]
+pub struct HelpOf {
+    /// Stored image
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
 }
 
 /// Show the version of an image, by its labels or its id
@@ -93,6 +116,8 @@ pub struct UpdateImage {
     #[arg(short, long, hide = true)]
     force: bool,
     #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
     source: SourceArgs,
 }
 
@@ -101,6 +126,15 @@ impl Tag {
         let target: Reference = self.target.parse()?;
         let name = target.fallback_name()?;
         let (store, image) = find(call, &self.source)?;
+        let known = store.image(&name.to_string())?;
+        let steps: Vec<String> = match known {
+            Some(known) if known.commit == image.commit => Vec::new(),
+            Some(known) => vec![format!("name {} {name}, not {}", image.id(), known.id())],
+            None => vec![format!("name {} {name}", image.id())],
+        };
+        if let Some(code) = self.change.told(call, "tag", &steps)? {
+            return Ok(code);
+        }
         store.tag(&image, &name)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -160,6 +194,58 @@ impl ImageInfo {
     }
 }
 
+/// What a dry run says of an image that the registry has a newer one of.
+const NOT_UPDATED: &str = "Not updated";
+
+/// No help is longer.
+const MAX_HELP_BYTES: u64 = 1024 * 1024;
+
+impl Help {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let (store, image) = find(call, &self.image)?;
+        let files = ImageTree::open(store.repo(), &store.image_tree(&image)?)?;
+        if let Some(page) = files.read("help.1", MAX_HELP_BYTES)? {
+            if find_program("man").is_some() {
+                let file = tempfile::NamedTempFile::new()
+                    .and_then(|file| std::fs::write(file.path(), &page).map(|()| file))
+                    .context(|| "cannot write a temporary file".into())?;
+                let man = Child::new("man").arg("--local-file").arg(file.path());
+                return Ok(super::run::passed_on(man.status()?));
+            }
+            return print_safely(call, &page);
+        }
+        if let Some(text) = files.read("README.md", MAX_HELP_BYTES)? {
+            return print_safely(call, &text);
+        }
+        fail!(Kind::NotFound, "There is no help for {}.", self.image)
+    }
+}
+
+impl HelpOf {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if let Some(image) = self.image {
+            return Help {
+                image,
+                storage: None,
+            }
+            .run(call);
+        }
+        let help = super::definition().render_help().to_string();
+        call.out.line(help.trim_end())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Print an image's text without what would steer the terminal.
+fn print_safely(call: &mut Call<'_>, text: &[u8]) -> Result<ExitCode> {
+    let text: String = String::from_utf8_lossy(text)
+        .chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect();
+    call.out.line(text.trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 impl Version {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let (store, image) = find(call, &self.image)?;
@@ -196,17 +282,14 @@ impl Version {
 }
 
 impl VerifyImage {
-    /// Verify one image by name, for the program's "verify".
-    pub fn of(image: String, json: bool, source: SourceArgs) -> Self {
-        Self {
-            image: Some(image),
-            all: false,
-            no_validate: false,
-            offline: false,
-            verbose: false,
-            json,
-            source,
-        }
+    /// What is to be verified, unless it is all.
+    pub fn name(&self) -> Option<&str> {
+        self.image.as_deref().filter(|_| !self.all)
+    }
+
+    /// True if JSON is wanted.
+    pub fn is_json(&self) -> bool {
+        self.json
     }
 
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
@@ -336,6 +419,17 @@ impl VerifyImage {
 }
 
 impl UpdateImage {
+    /// What "update" of the original means where no container is named.
+    pub fn of(image: Option<String>, source: SourceArgs) -> Self {
+        Self {
+            all: image.is_none(),
+            image,
+            force: false,
+            change: ChangeArgs::default(),
+            source,
+        }
+    }
+
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         if self.force {
             fail!(Kind::Usage, "--force is not supported by ostree images");
@@ -345,9 +439,10 @@ impl UpdateImage {
         }
         let store = Store::open(call.config)?;
         if let Some(image) = &self.image {
-            let known = match store.find(image)?.is_empty() {
-                true => None,
-                false => Some(store.find_one(image)?),
+            let known = if store.find(image)?.is_empty() {
+                None
+            } else {
+                Some(store.find_one(image)?)
             };
             // A stored image goes the way it came, unless another way is typed.
             let typed_way = image.parse().is_ok_and(|reference: Reference| {
@@ -359,6 +454,10 @@ impl UpdateImage {
                 .filter(|_| !typed_way);
             let platform = known.as_ref().and_then(|known| known.platform.as_deref());
             let reference = self.source.reference(source.unwrap_or(image))?;
+            if self.change.is_dry() {
+                let outcome = self.source.preview(call, &store, &reference, platform)?;
+                return self.change.finish(call, &Host::new(call.config), &outcome);
+            }
             let pulled = self.source.pull(call, &store, &reference, platform)?;
             call.out
                 .line(format!("{} {}", pulled.name, pulled.digest))?;
@@ -379,11 +478,21 @@ impl UpdateImage {
                     continue;
                 }
             };
-            call.out.line(format!("Checking image {}...", image.name))?;
+            if !self.change.is_json() {
+                call.out.line(format!("Checking image {}...", image.name))?;
+            }
             let platform = image.platform.as_deref();
-            let status = match self.source.pull(call, &store, &reference, platform) {
-                Ok(pulled) if pulled.unchanged => "Updated",
-                Ok(_) => "Updated now",
+            let pulled = if self.change.is_dry() {
+                let outcome = self.source.preview(call, &store, &reference, platform);
+                outcome.map(|outcome| matches!(outcome, Outcome::Nothing(_)))
+            } else {
+                let pulled = self.source.pull(call, &store, &reference, platform);
+                pulled.map(|pulled| pulled.unchanged)
+            };
+            let status = match pulled {
+                Ok(true) => "Updated",
+                Ok(false) if self.change.is_dry() => NOT_UPDATED,
+                Ok(false) => "Updated now",
                 Err(error) if matches!(error.kind(), Kind::Interrupted(_)) => return Err(error),
                 Err(error) => {
                     call.out.note(error.to_string());
@@ -402,26 +511,35 @@ impl UpdateImage {
                 status.to_owned(),
             ]);
         }
-        call.out.line("")?;
-        call.out.line("SUMMARY")?;
-        call.out.line("")?;
-        call.out.table(
-            &[
+        if self.change.is_json() {
+            let images: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    json!({"name": row[0], "id_before": row[1], "id_after": row[2],
+                           "status": row[3]})
+                })
+                .collect();
+            call.out.json(&json!({"version": 1, "images": images}))?;
+        } else {
+            call.out.line("")?;
+            call.out.line("SUMMARY")?;
+            call.out.line("")?;
+            let columns = [
                 ("Image", 50),
                 ("Image ID before update", 32),
                 ("Image ID after update", 32),
                 ("Status", 14),
-            ],
-            &rows,
-            true,
-            false,
-            0,
-        )?;
-        if failed.is_empty() {
-            Ok(ExitCode::SUCCESS)
-        } else {
-            fail!(Kind::Failed, "not updated: {}", failed.join(" "))
+            ];
+            call.out.table(&columns, &rows, true, false, 0)?;
         }
+        if !failed.is_empty() {
+            fail!(Kind::Failed, "not updated: {}", failed.join(" "));
+        }
+        Ok(if rows.iter().any(|row| row[3] == NOT_UPDATED) {
+            self.change.exit_code()
+        } else {
+            ExitCode::SUCCESS
+        })
     }
 }
 

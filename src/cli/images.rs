@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::args::ListArgs;
+use super::args::{ChangeArgs, ListArgs};
 use super::containers::parse_filters;
 use super::{Call, export, image};
 use crate::container::list::local_time;
@@ -30,6 +30,7 @@ enum Verb {
     Prune(Prune),
     Tag(image::Tag),
     Info(image::ImageInfo),
+    Help(image::Help),
     Version(image::Version),
     Verify(image::VerifyImage),
     Update(image::UpdateImage),
@@ -60,6 +61,8 @@ struct Delete {
     /// All of them
     #[arg(short, long)]
     all: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[arg(long, hide = true)]
     storage: Option<String>,
     /// Names, or beginnings of ids (at least 4 digits)
@@ -69,7 +72,10 @@ struct Delete {
 
 /// Remove layers that no image and no container uses
 #[derive(Debug, clap::Args)]
-struct Prune {}
+struct Prune {
+    #[command(flatten)]
+    change: ChangeArgs,
+}
 
 const FILTERS: [&str; 9] = [
     "repo",
@@ -91,6 +97,7 @@ impl Images {
             Verb::Prune(verb) => verb.run(call),
             Verb::Tag(verb) => verb.run(call),
             Verb::Info(verb) => verb.run(call),
+            Verb::Help(verb) => verb.run(call),
             Verb::Version(verb) => verb.run(call),
             Verb::Verify(verb) => verb.run(call),
             Verb::Update(verb) => verb.run(call),
@@ -316,6 +323,13 @@ impl Delete {
                 image.name
             );
         }
+        let steps: Vec<String> = images
+            .iter()
+            .map(|image| format!("delete {} {}", image.name, image.id()))
+            .collect();
+        if let Some(code) = self.change.told(call, "delete", &steps)? {
+            return Ok(code);
+        }
         call.out.line(if call.assumeyes {
             "The following images will be deleted."
         } else {
@@ -344,16 +358,30 @@ impl Delete {
 }
 
 impl Prune {
-    #[allow(clippy::unused_self)] // verbs are called alike
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        if Store::open_existing(call.config)?.is_none() {
+        let Some(store) = Store::open_existing(call.config)? else {
             return Ok(ExitCode::SUCCESS);
+        };
+        let unused = store.unused_refs()?;
+        let steps: Vec<String> = unused
+            .iter()
+            .map(|name| format!("Deleting {name}"))
+            .collect();
+        if let Some(code) = self.change.told(call, "prune", &steps)? {
+            return Ok(code);
         }
+        drop(store);
         run::sweep(call.config)?;
         mount::sweep(call.config)?;
         let store = Store::open_exclusive(call.config)?;
         let mut removed = Vec::new();
         let (objects, bytes) = store.prune(|name| removed.push(name.to_owned()))?;
+        if self.change.is_json() {
+            call.out.json(&json!({
+                "version": 1, "removed_refs": removed, "objects": objects, "freed_bytes": bytes,
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         for name in removed {
             call.out.line(format!("Deleting {name}"))?;
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::doc_markdown)]
 
 mod args;
+mod complete;
 mod completion;
 mod containers;
 mod diff;
@@ -25,6 +26,7 @@ mod verify;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -41,11 +43,13 @@ pub use output::Output;
 /// An image is pulled into an OSTree store, checked out as hard links, and handed to systemd as an
 /// ordinary unit that runs it under runc or crun. Updates switch between two deployments and return
 /// to the old one if the new one does not start and stay healthy.
+#[allow(clippy::struct_excessive_bools)] // one flag each
 #[derive(Debug, Parser)]
 #[command(
     name = "atomic-rs",
     disable_version_flag = true,
     disable_help_subcommand = true,
+    infer_long_args = true,
     after_long_help = AFTER_HELP,
     arg_required_else_help = true
 )]
@@ -59,6 +63,9 @@ struct Cli {
     /// Do not ask for confirmation
     #[arg(short = 'y', long, global = true)]
     assumeyes: bool,
+    /// Accepted for scripts written for the original, where it concerned docker
+    #[arg(short = 'i', long, hide = true)]
+    ignore: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -71,13 +78,16 @@ Files:
   /etc/tmpfiles.d               directories of containers
   /var/lib/NAME                 volumes and persistent writes of a container
   /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, watch, auto_update, update_window,
-                                keep_blobs, max_layer_bytes
+                                keep_blobs, max_layer_bytes, default_signer
+  /etc/atomic.conf              what the original's file says counts where this one is silent
   /etc/atomic-rs/templates      service.tera, config.json.tera, tmpfiles.tera in place of the built-in ones
 
 Environment:
   ATOMIC_OSTREE_CHECKOUT_PATH, ATOMIC_OSTREE_REPO   in place of the configured paths
   RUNC_PATH, SKOPEO_PATH                            the programs to run
-  ATOMIC_RS_CONFIG                                  another configuration file
+  ATOMIC_RS_CONFIG, ATOMIC_CONF                     other configuration files
+  TRUST_POLICY                                      another signature policy than policy.json
+  DOCKER_HOST                                       where the docker daemon is
   ATOMIC_RS_LOG                                     error, warn, info, debug or trace
 
 Exit status:
@@ -112,6 +122,12 @@ enum Verb {
     Images(images::Images),
     Push(export::Push),
     Inspect(inspect::Inspect),
+    #[command(hide = true)]
+    Info(image::ImageInfo),
+    #[command(hide = true)]
+    Version(image::Version),
+    #[command(hide = true)]
+    Help(image::HelpOf),
     Recover(recover::Recover),
     Completion(completion::Completion),
 }
@@ -131,6 +147,13 @@ pub fn definition() -> clap::Command {
 /// Run the program with these words.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = words.into_iter().collect();
+    if let Some(code) = complete::answer(&words) {
+        return code;
+    }
+    let is_original = words
+        .first()
+        .and_then(|word| Path::new(word).file_name())
+        .is_some_and(|name| name == "atomic");
     let cli = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
             Ok(cli) => cli,
@@ -148,7 +171,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(2);
     };
     let word = verb.word();
-    match run(verb, cli.assumeyes) {
+    match run(verb, cli.assumeyes, is_original) {
         Ok(code) => code,
         Err(error) => report(&error, word),
     }
@@ -164,7 +187,7 @@ fn report(error: &Error, word: &str) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
+fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
     let mut out = Output::default();
     // The only verb that needs nothing of the host.
     if let Verb::Completion(verb) = verb {
@@ -179,6 +202,7 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
     let result = match verb {
         Verb::Pull(verb) => verb.run(&mut call),
         Verb::Install(verb) => verb.run(&mut call),
+        Verb::Update(verb) if is_original => verb.run_as_original(&mut call),
         Verb::Update(verb) => verb.run(&mut call, true),
         Verb::AutoUpdate(verb) => verb.run(&mut call),
         Verb::Rollback(verb) => verb.run(&mut call),
@@ -202,6 +226,9 @@ fn run(verb: Verb, assumeyes: bool) -> Result<ExitCode> {
         Verb::Images(verb) => verb.run(&mut call),
         Verb::Push(verb) => verb.run(&mut call),
         Verb::Inspect(verb) => verb.run(&mut call),
+        Verb::Info(verb) => verb.run(&mut call),
+        Verb::Version(verb) => verb.run(&mut call),
+        Verb::Help(verb) => verb.run(&mut call),
         Verb::Recover(verb) => verb.run(&mut call),
         Verb::Completion(verb) => verb.run(call.out),
     };
@@ -236,6 +263,9 @@ impl Verb {
             Self::Images(_) => "images",
             Self::Push(_) => "push",
             Self::Inspect(_) => "inspect",
+            Self::Info(_) => "info",
+            Self::Version(_) => "version",
+            Self::Help(_) => "help",
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",
         }

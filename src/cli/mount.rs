@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 
 use super::Call;
-use super::args::SourceArgs;
+use super::args::{ChangeArgs, SourceArgs};
 use crate::container::mount;
 use crate::container::run::installed;
 use crate::error::{Kind, Result};
@@ -30,6 +30,8 @@ pub struct Mount {
     #[arg(value_name = "DIR")]
     directory: Utf8PathBuf,
     #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
     registry: SourceArgs,
 }
 
@@ -39,6 +41,8 @@ pub struct Unmount {
     /// Where it is mounted
     #[arg(value_name = "DIR")]
     directory: Utf8PathBuf,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 impl Mount {
@@ -48,6 +52,10 @@ impl Mount {
                 Kind::Usage,
                 "Containers and images managed through OSTree do not support --live."
             );
+        }
+        let step = format!("mount {} on {}", self.source, self.directory);
+        if let Some(code) = self.change.told(call, "mount", &[step])? {
+            return Ok(code);
         }
         let source = if installed(call.config, &self.source)?.is_some() {
             self.source
@@ -75,6 +83,10 @@ impl Mount {
 
 impl Unmount {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let step = format!("unmount {}", self.directory);
+        if let Some(code) = self.change.told(call, "unmount", &[step])? {
+            return Ok(code);
+        }
         mount::unmount(call.config, &self.directory)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,9 +1,12 @@
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::Call;
-use super::args::SourceArgs;
+use super::args::{ChangeArgs, SourceArgs};
 use crate::error::Result;
 use crate::store::Store;
+use crate::transaction::Host;
 
 const IMAGE_FORMS: &str = "\
 The image to pull:
@@ -24,6 +27,8 @@ pub struct Pull {
     #[arg(long_help = IMAGE_FORMS)]
     image: String,
     #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
     source: SourceArgs,
 }
 
@@ -31,10 +36,22 @@ impl Pull {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let reference = self.source.reference(&self.image)?;
         let store = Store::open(call.config)?;
+        if self.change.is_dry() {
+            let outcome = self.source.preview(call, &store, &reference, None)?;
+            return self.change.finish(call, &Host::new(call.config), &outcome);
+        }
         let pulled = self
             .source
             .pull(call, &store, &reference, None)
             .map_err(|error| error.within("Failed"))?;
+        if self.change.is_json() {
+            call.out.json(&json!({
+                "version": 1, "name": pulled.name.to_string(), "digest": pulled.digest,
+                "also": pulled.also.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "fetched_layers": pulled.fetched, "unchanged": pulled.unchanged,
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         super::export::tell_pulled(call, &pulled)?;
         Ok(ExitCode::SUCCESS)
     }

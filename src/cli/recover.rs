@@ -1,6 +1,7 @@
 use std::process::ExitCode;
 
 use super::Call;
+use super::args::ChangeArgs;
 use crate::container;
 use crate::deployment::ContainerName;
 use crate::error::Result;
@@ -16,6 +17,8 @@ pub struct Recover {
     /// Only this container
     #[arg(value_name = "NAME")]
     name: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 impl Recover {
@@ -30,6 +33,14 @@ impl Recover {
         } else {
             Host::new(call.config)
         };
+        let steps: Vec<String> = container::interrupted(call.config)?
+            .iter()
+            .filter(|name| only.as_ref().is_none_or(|only| only == *name))
+            .map(|name| format!("end the interrupted change of {name}"))
+            .collect();
+        if let Some(code) = self.change.told(call, "recover", &steps)? {
+            return Ok(code);
+        }
         let mut code = ExitCode::SUCCESS;
         for (name, result) in container::recover_all(&host, only.as_ref())? {
             match result {

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::Call;
-use super::args::{SetArgs, SourceArgs};
+use super::args::{ChangeArgs, SetArgs, SourceArgs};
 use crate::command::Child;
 use crate::container::run::{self, Exec, Once};
 use crate::deployment::ContainerName;
@@ -32,6 +32,10 @@ pub struct Run {
     /// OCI runtime for an image [default: runc, or crun where there is no runc]
     #[arg(long, value_name = "PATH")]
     runtime: Option<String>,
+    #[arg(short, long, hide = true)]
+    name: Option<String>,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[command(flatten)]
     set: SetArgs,
     #[command(flatten)]
@@ -61,6 +65,8 @@ pub struct Stop {
     /// Installed container
     #[arg(value_name = "NAME")]
     name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// Tell whether a container runs; the exit status is that of "systemctl status": 0 it runs, 3 it does
@@ -100,10 +106,21 @@ impl Run {
         let Some((first, command)) = self.words.split_first() else {
             fail!(Kind::Usage, "a container or an image is missing");
         };
+        if self.name.is_some() {
+            fail!(Kind::Usage, "--name is not supported by this backend");
+        }
         let values = self.set.values()?;
+        let step = |what: String| match &command.join(" ") {
+            words if words.is_empty() => what,
+            words => format!("{what}: {words}"),
+        };
         if let Some(name) = run::installed(call.config, first)? {
             if command.is_empty() {
-                return start(call, &name);
+                return start(call, &name, &self.change);
+            }
+            let steps = [step(format!("run a command in {name}"))];
+            if let Some(code) = self.change.told(call, "run", &steps)? {
+                return Ok(code);
             }
             let request = Exec {
                 name,
@@ -130,6 +147,10 @@ impl Run {
             );
         }
         let reference = self.source.reference(first)?;
+        let steps = [step(format!("run {reference} once"))];
+        if let Some(code) = self.change.told(call, "run", &steps)? {
+            return Ok(code);
+        }
         let store = Store::open(call.config)?;
         let image = self.source.ensure(call, &store, &reference)?;
         drop(store);
@@ -144,9 +165,17 @@ impl Run {
     }
 }
 
-fn start(call: &mut Call<'_>, name: &ContainerName) -> Result<ExitCode> {
+fn start(call: &mut Call<'_>, name: &ContainerName, change: &ChangeArgs) -> Result<ExitCode> {
     let unit = name.unit();
-    systemd::Manager::connect(call.config.is_system)?
+    let manager = systemd::Manager::connect(call.config.is_system)?;
+    let steps: Vec<String> = (!manager.status(&unit)?.is_active())
+        .then(|| format!("start {unit}"))
+        .into_iter()
+        .collect();
+    if let Some(code) = change.told(call, "start", &steps)? {
+        return Ok(code);
+    }
+    manager
         .start(&unit, None, &call.config.interrupt)
         .map_err(|error| systemd::with_journal(error, &unit, call.config.is_system))?;
     Ok(ExitCode::SUCCESS)
@@ -179,7 +208,18 @@ impl ExecArgs {
 impl Stop {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let name = installed(call, &self.name)?;
-        systemd::Manager::connect(call.config.is_system)?.stop(&name.unit())?;
+        let unit = name.unit();
+        let manager = systemd::Manager::connect(call.config.is_system)?;
+        let steps: Vec<String> = manager
+            .status(&unit)?
+            .is_active()
+            .then(|| format!("stop {unit}"))
+            .into_iter()
+            .collect();
+        if let Some(code) = self.change.told(call, "stop", &steps)? {
+            return Ok(code);
+        }
+        manager.stop(&unit)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use camino::Utf8Path;
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::Call;
+use super::args::ChangeArgs;
 use crate::error::{Kind, Result};
 use crate::fail;
 use crate::transport::trust::{self, Policy};
@@ -22,6 +24,7 @@ enum Verb {
     Add(Add),
     Delete(Delete),
     Default(Default),
+    Reset(Reset),
 }
 
 /// Show the policy
@@ -62,6 +65,8 @@ struct Add {
     /// Which images: those of registries, of an atomic registry, or of local directories
     #[arg(long, value_enum, default_value_t = SigstoreType::Web)]
     sigstoretype: SigstoreType,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// Ask nothing special of a scope any more
@@ -76,6 +81,8 @@ struct Delete {
     /// Leave where the signatures are on record
     #[arg(long)]
     save_sigstore: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// What is asked of images without a rule of their own
@@ -84,6 +91,15 @@ struct Default {
     /// Accept or reject them
     #[arg(value_enum)]
     what: DefaultKind,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+/// Forget the whole policy: every image is accepted
+#[derive(Debug, clap::Args)]
+struct Reset {
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -125,9 +141,9 @@ pub struct Sign {
     /// Images in registries
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// Fingerprint, name or address of the key
+    /// Fingerprint, name or address of the key [default: default_signer in the configuration]
     #[arg(long = "sign-by", value_name = "KEY")]
-    key: String,
+    key: Option<String>,
     /// Put signatures into this directory instead
     #[arg(short, long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -140,10 +156,26 @@ pub struct Sign {
 
 impl Trust {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        let mut policy = Policy::load()?;
+        let mut policy = Policy::load(call.config)?;
         match self.verb {
             Verb::Show(show) => return show.run(call, &policy),
             Verb::Add(add) => {
+                let kind = add.kind.to_possible_value();
+                let step = format!(
+                    "{}: {} {}",
+                    add.scope,
+                    kind.as_ref()
+                        .map_or("", clap::builder::PossibleValue::get_name),
+                    add.pubkeys
+                        .iter()
+                        .map(|key| key.display().to_string())
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                );
+                let steps = [step.trim_end().to_owned()];
+                if let Some(code) = add.change.told(call, "trust add", &steps)? {
+                    return Ok(code);
+                }
                 let trust = match add.kind {
                     Kinds::SignedBy => trust::Trust::SignedBy(add.pubkeys),
                     Kinds::AcceptAnything => trust::Trust::AcceptAnything,
@@ -151,19 +183,41 @@ impl Trust {
                 };
                 policy.add(add.sigstoretype.transport(), &add.scope, &trust)?;
                 if let Some(url) = &add.sigstore {
-                    trust::set_sigstore(&add.scope, url)?;
+                    trust::set_sigstore(call.config, &add.scope, url)?;
                 }
             }
             Verb::Delete(delete) => {
                 policy.delete(delete.sigstoretype.transport(), &delete.scope)?;
+                let steps = [format!("forget {}", delete.scope)];
+                if let Some(code) = delete.change.told(call, "trust delete", &steps)? {
+                    return Ok(code);
+                }
                 if !delete.save_sigstore {
-                    trust::delete_sigstore(&delete.scope)?;
+                    trust::delete_sigstore(call.config, &delete.scope)?;
                 }
             }
-            Verb::Default(default) => policy.set_default(&match default.what {
-                DefaultKind::Accept => trust::Trust::AcceptAnything,
-                DefaultKind::Reject => trust::Trust::Reject,
-            })?,
+            Verb::Default(default) => {
+                let (word, trust) = match default.what {
+                    DefaultKind::Accept => ("accept", trust::Trust::AcceptAnything),
+                    DefaultKind::Reject => ("reject", trust::Trust::Reject),
+                };
+                let steps = [format!("{word} images without a rule of their own")];
+                if let Some(code) = default.change.told(call, "trust default", &steps)? {
+                    return Ok(code);
+                }
+                policy.set_default(&trust)?;
+            }
+            Verb::Reset(reset) => {
+                let steps = ["accept every image".to_owned()];
+                if let Some(code) = reset.change.told(call, "trust reset", &steps)? {
+                    return Ok(code);
+                }
+                if !call.assumeyes {
+                    call.out.line("Every image will be accepted.")?;
+                    call.out.confirm("the policy stays as it is")?;
+                }
+                policy.reset();
+            }
         }
         policy.save()?;
         Ok(ExitCode::SUCCESS)
@@ -179,12 +233,13 @@ impl Show {
             return Ok(ExitCode::SUCCESS);
         }
         let rules = policy.rules();
+        let sigstores = trust::sigstores(call.config)?;
         if self.json {
             let rules: Vec<_> = rules
                 .iter()
                 .map(|rule| {
                     json!({"transport": rule.transport, "scope": rule.scope, "type": rule.kind,
-                           "keys": rule.keys, "sigstore": trust::sigstore(&rule.scope)})
+                           "keys": rule.keys, "sigstore": sigstores.get(&rule.scope)})
                 })
                 .collect();
             call.out.json(&json!({"version": 1, "rules": rules}))?;
@@ -202,7 +257,7 @@ impl Show {
                     scope,
                     rule.kind.clone(),
                     rule.keys.join(","),
-                    trust::sigstore(&rule.scope).unwrap_or_default(),
+                    sigstores.get(&rule.scope).cloned().unwrap_or_default(),
                 ]
             })
             .collect();
@@ -213,6 +268,13 @@ impl Show {
 
 impl Sign {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let Some(key) = self.key.as_ref().or(call.config.default_signer.as_ref()) else {
+            fail!(
+                Kind::Usage,
+                "no key is named: use --sign-by, or default_signer in the configuration"
+            );
+        };
+        let configured = call.config.gnupg_home.as_deref().map(Utf8Path::as_std_path);
         for image in &self.images {
             let reference = self.source.reference(image)?;
             if reference.is_unqualified() {
@@ -222,8 +284,8 @@ impl Sign {
                 call.config,
                 &reference,
                 &self.source.access_to(&reference),
-                &self.key,
-                self.gnupghome.as_deref(),
+                key,
+                self.gnupghome.as_deref().or(configured),
                 self.directory.as_deref(),
             )?;
             call.out.line(format!("{image} {digest}"))?;

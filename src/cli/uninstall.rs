@@ -4,7 +4,8 @@ use super::Call;
 use super::args::ChangeArgs;
 use crate::container;
 use crate::deployment::ContainerName;
-use crate::error::Result;
+use crate::error::{Kind, Result};
+use crate::fail;
 use crate::transaction::Host;
 
 /// Remove a container; its data stay unless --purge is given
@@ -16,12 +17,20 @@ pub struct Uninstall {
     /// Delete the container's volumes and persistent writes as well
     #[arg(long)]
     purge: bool,
+    #[arg(short = 'n', long = "name", hide = true, value_name = "OTHER")]
+    other: Option<String>,
     #[command(flatten)]
     change: ChangeArgs,
 }
 
 impl Uninstall {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if let Some(other) = &self.other {
+            fail!(
+                Kind::Usage,
+                "System containers do not support --name. Please use atomic-rs uninstall {other}"
+            );
+        }
         let name: ContainerName = self.name.parse()?;
         let host = Host::new(call.config);
         remove(call, &host, &name, self.purge, &self.change)

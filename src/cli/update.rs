@@ -47,6 +47,18 @@ pub struct Update {
 }
 
 impl Update {
+    /// Called by the name of the original: what is not a container is an image.
+    pub fn run_as_original(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let image = match &self.name {
+            Some(name) => container::run::installed(call.config, name)?.is_none(),
+            None => self.all && self.source.names_storage(),
+        };
+        if image {
+            return super::image::UpdateImage::of(self.name, self.source).run(call);
+        }
+        self.run(call, true)
+    }
+
     pub fn run(self, call: &mut Call<'_>, pulls: bool) -> Result<ExitCode> {
         let values = self.set.values()?;
         if self.all {
@@ -205,6 +217,11 @@ impl AutoUpdate {
         let host = Host::new(call.config);
         if let Some(name) = self.enable.as_deref().or(self.disable.as_deref()) {
             let wanted = self.enable.is_some();
+            let what = if wanted { "enable" } else { "disable" };
+            let steps = [format!("{what} auto-update of {name}")];
+            if let Some(code) = self.change.told(call, "auto-update", &steps)? {
+                return Ok(code);
+            }
             all::decide(&host, &name.parse()?, |policy| {
                 policy.auto_update = Some(wanted);
             })?;
@@ -254,6 +271,8 @@ pub struct Pin {
     /// Installed container
     #[arg(value_name = "NAME")]
     name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// Let a pinned container move again
@@ -262,22 +281,36 @@ pub struct Unpin {
     /// Installed container
     #[arg(value_name = "NAME")]
     name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 impl Pin {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        pin(call, &self.name, true)
+        pin(call, &self.name, true, &self.change)
     }
 }
 
 impl Unpin {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        pin(call, &self.name, false)
+        pin(call, &self.name, false, &self.change)
     }
 }
 
-fn pin(call: &mut Call<'_>, name: &str, pinned: bool) -> Result<ExitCode> {
+fn pin(call: &mut Call<'_>, name: &str, pinned: bool, change: &ChangeArgs) -> Result<ExitCode> {
     let name: ContainerName = name.parse()?;
+    let steps: Vec<String> = match (
+        container::history(call.config, &name)?.policy.pinned,
+        pinned,
+    ) {
+        (false, true) => vec![format!("pin {name}")],
+        (true, false) => vec![format!("unpin {name}")],
+        _ => Vec::new(),
+    };
+    let verb = if pinned { "pin" } else { "unpin" };
+    if let Some(code) = change.told(call, verb, &steps)? {
+        return Ok(code);
+    }
     all::decide(&Host::new(call.config), &name, |policy| {
         policy.pinned = pinned;
     })?;

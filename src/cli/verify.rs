@@ -16,15 +16,10 @@ use crate::transaction::Host;
 /// Compare a container's deployment with what was deployed, file by file, or an image with its
 /// registry; exit 1 if anything differs
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("image", |arg| arg.value_name("NAME|IMAGE").help("Installed container, or a stored image")))]
 pub struct Verify {
-    /// Installed container, or a stored image
-    #[arg(value_name = "NAME|IMAGE")]
-    name: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    source: SourceArgs,
+    image: VerifyImage,
 }
 
 /// Make a container's deployment anew as it was deployed; damage in the store is healed from the
@@ -42,11 +37,15 @@ pub struct Repair {
 
 impl Verify {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        let Some(name) = installed(call.config, &self.name)? else {
-            return VerifyImage::of(self.name, self.json, self.source).run(call);
+        let name = match self.image.name() {
+            Some(name) => installed(call.config, name)?,
+            None => None,
+        };
+        let Some(name) = name else {
+            return self.image.run(call);
         };
         let problems = container::verify(call.config, &name)?;
-        if self.json {
+        if self.image.is_json() {
             call.out
                 .json(&json!({"version": 1, "name": name, "problems": problems}))?;
         } else {
@@ -76,6 +75,7 @@ impl Repair {
             &host,
             &name,
             &self.source.access(),
+            self.change.is_dry(),
             &mut PullProgress::new(),
         )?;
         self.change.show_or_apply(call, &host, &change)

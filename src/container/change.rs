@@ -73,11 +73,9 @@ pub(super) fn lock_installed(host: &Host<'_>, name: &ContainerName) -> Result<(L
     Ok((lock, slot))
 }
 
-/// Bring every interrupted change of a host to an end. Returns what was done; one container's
-/// trouble does not keep the others waiting.
-pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<Recovered>> {
-    let mut done = Vec::new();
-    let journals = host.config().checkouts.join(".journal");
+/// The containers whose change was interrupted, or is under way.
+pub fn interrupted(config: &Config) -> Result<Vec<ContainerName>> {
+    let journals = config.checkouts.join(".journal");
     let mut names: Vec<ContainerName> = Vec::new();
     match std::fs::read_dir(&journals) {
         Ok(entries) => {
@@ -102,7 +100,14 @@ pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<
     }
     names.sort();
     names.dedup();
-    for name in names {
+    Ok(names)
+}
+
+/// Bring every interrupted change of a host to an end. Returns what was done; one container's
+/// trouble does not keep the others waiting.
+pub fn recover_all(host: &Host<'_>, only: Option<&ContainerName>) -> Result<Vec<Recovered>> {
+    let mut done = Vec::new();
+    for name in interrupted(host.config())? {
         if only.is_some_and(|only| *only != name) {
             continue;
         }

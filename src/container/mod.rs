@@ -17,7 +17,7 @@ mod update;
 mod verify;
 mod window;
 
-pub use change::{Change, Outcome, Preview, Recovered, recover_all};
+pub use change::{Change, Outcome, Preview, Recovered, interrupted, recover_all};
 pub use exports::{TemplateVariable, template_variables};
 pub use inspect::{history, image_of};
 pub use install::{Install, install, preview_fetch, remote_rootfs};

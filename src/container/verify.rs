@@ -51,11 +51,12 @@ pub fn verify(config: &Config, name: &ContainerName) -> Result<Vec<String>> {
 }
 
 /// Compute the repair of the deployment in use: its image is healed from where it was pulled, if it
-/// is damaged, and the same deployment is made anew in the same slot.
+/// is damaged, and the same deployment is made anew in the same slot. `dry`: the store is not healed.
 pub fn repair(
     host: &Host<'_>,
     name: &ContainerName,
     access: &Access,
+    dry: bool,
     progress: &mut dyn Progress,
 ) -> Result<Change> {
     let config = host.config();
@@ -71,7 +72,14 @@ pub fn repair(
     }
     let store = Store::open(config)?;
     let image = current_image(&store, &info)?;
-    if !store.verify_image(&image)?.is_good() {
+    let mut notes = Vec::new();
+    let damaged = !store.verify_image(&image)?.is_good();
+    if damaged && dry {
+        notes.push(format!(
+            "the store's copy of {} is damaged and healed from where it came first",
+            info.image
+        ));
+    } else if damaged {
         let recorded = info.source.clone().unwrap_or_else(|| info.image.clone());
         let source: Reference = info.source.as_deref().unwrap_or(&info.image).parse()?;
         let source = match image.digest {
@@ -169,7 +177,7 @@ pub fn repair(
     Ok(Change {
         plan,
         effects,
-        notes: Vec::new(),
+        notes,
         _lock: lock,
     })
 }

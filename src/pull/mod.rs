@@ -80,14 +80,19 @@ impl Remote {
             None => reference.fallback_name()?,
         };
         let fetched = source.manifest()?;
-        let Manifest::Image { config, layers, .. } = fetched.manifest.clone() else {
+        let Manifest::Image {
+            config: image,
+            layers,
+            ..
+        } = fetched.manifest.clone()
+        else {
             fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
         };
-        transport::enforce_policy(&source, &fetched)?;
+        transport::enforce_policy(config, &source, &fetched)?;
         Ok(Self {
             source,
             fetched,
-            config,
+            config: image,
             layers,
             name,
             also: names.collect(),
@@ -121,6 +126,15 @@ impl Remote {
     /// Its layers and config that are not in the store.
     pub fn missing(&self, store: &Store) -> Result<Vec<&Descriptor>> {
         store::missing_blobs(store, &self.fetched.manifest)
+    }
+
+    /// True if the store has this very image under its name, whole and not known to be damaged.
+    pub fn is_stored(&self, store: &Store) -> Result<bool> {
+        Ok(store
+            .image(&self.name.to_string())?
+            .is_some_and(|image| image.digest == Some(self.fetched.digest))
+            && self.missing(store)?.is_empty()
+            && !store.is_image_marked(&self.name, self.fetched.digest)?)
     }
 
     /// Its config, read from the source.
@@ -171,11 +185,7 @@ impl Remote {
         progress: &mut dyn Progress,
     ) -> Result<Pulled> {
         let _held = config.interrupt.hold();
-        let unchanged = store
-            .image(&self.name.to_string())?
-            .is_some_and(|image| image.digest == Some(self.fetched.digest))
-            && self.missing(store)?.is_empty()
-            && !store.is_image_marked(&self.name, self.fetched.digest)?;
+        let unchanged = self.is_stored(store)?;
         let (fetched, skipped, foreign) = if unchanged {
             (0, 0, None)
         } else {

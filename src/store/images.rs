@@ -7,6 +7,7 @@ use ostree::RepoPruneFlags;
 use super::import::{PLATFORM_KEY, SOURCE_KEY};
 use super::objects::{self, NO_CANCEL, metadata_string};
 use super::{DEPLOYMENT_PREFIX, ImageTree, LayerRoot, Store};
+use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::refname::{
@@ -70,6 +71,26 @@ pub struct Inventory {
     pub blobs: Vec<StoredBlob>,
     /// Refs below `ociimage/` that are neither.
     pub broken: Vec<BrokenRef>,
+}
+
+/// The names of the images in the store, read without a lock and without opening it: good enough for
+/// a shell's completion, which must not wait.
+pub fn image_names(config: &Config) -> Vec<String> {
+    let refs = super::repository_path(config).join("refs/heads");
+    let entries = refs.join(IMAGE_PREFIX).read_dir_utf8();
+    let mut names: Vec<String> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            match refname::classify(&format!("{IMAGE_PREFIX}{}", entry.file_name())) {
+                RefKind::Image(name) => Some(name),
+                RefKind::Blob(_) | RefKind::Unknown => None,
+            }
+        })
+        .collect();
+    names.sort();
+    names
 }
 
 impl StoredImage {
@@ -281,6 +302,20 @@ impl Store {
     /// Remove blobs and trees that no image and no deployment uses, then objects that no ref
     /// reaches. `removed` hears each ref that goes. Returns objects and bytes freed.
     pub fn prune(&self, mut removed: impl FnMut(&str)) -> Result<(u64, u64)> {
+        self.sweep_exports()?;
+        for name in self.unused_refs()? {
+            self.set_ref(&name, None)?;
+            removed(&name);
+        }
+        self.delete_loose_commits()?;
+        let (_, objects, bytes) = self
+            .repo
+            .prune(RepoPruneFlags::REFS_ONLY, -1, NO_CANCEL)
+            .context(|| "cannot prune the repository".into())?;
+        Ok((u64::try_from(objects).unwrap_or(0), bytes))
+    }
+
+    fn sweep_exports(&self) -> Result<()> {
         // The lock is ours alone, so these are of exports that were killed.
         let parent = self.path.parent().unwrap_or(&self.path);
         for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
@@ -288,6 +323,12 @@ impl Store {
                 crate::safefs::remove_tree(entry.path().as_std_path())?;
             }
         }
+        Ok(())
+    }
+
+    /// The refs that [`Self::prune`] would remove: blobs and trees that no image and no deployment
+    /// uses.
+    pub fn unused_refs(&self) -> Result<Vec<String>> {
         let mut used = HashSet::new();
         let inventory = self.inventory()?;
         for image in &inventory.images {
@@ -313,32 +354,25 @@ impl Store {
                 keep(&mut used, manifest.as_ref(), digest);
             }
         }
-        let mut refs: Vec<&String> = refs.keys().collect();
-        refs.sort();
-        for name in refs {
-            let unused = match refname::classify(name) {
-                RefKind::Blob(digest) => !used.contains(&blob_ref(digest)),
-                RefKind::Unknown
-                    if [TREE_PREFIX, SIDE_PREFIX, KEPT_PREFIX]
-                        .iter()
-                        .any(|prefix| name.starts_with(prefix)) =>
-                {
-                    !used.contains(name.as_str())
-                }
-                RefKind::Unknown => name.starts_with(IMAGE_PREFIX),
-                RefKind::Image(_) => false,
-            };
-            if unused {
-                self.set_ref(name, None)?;
-                removed(name);
+        let is_unused = |name: &String| match refname::classify(name) {
+            RefKind::Blob(digest) => !used.contains(&blob_ref(digest)),
+            RefKind::Unknown
+                if [TREE_PREFIX, SIDE_PREFIX, KEPT_PREFIX]
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix)) =>
+            {
+                !used.contains(name.as_str())
             }
-        }
-        self.delete_loose_commits()?;
-        let (_, objects, bytes) = self
-            .repo
-            .prune(RepoPruneFlags::REFS_ONLY, -1, NO_CANCEL)
-            .context(|| "cannot prune the repository".into())?;
-        Ok((u64::try_from(objects).unwrap_or(0), bytes))
+            RefKind::Unknown => name.starts_with(IMAGE_PREFIX),
+            RefKind::Image(_) => false,
+        };
+        let mut unused: Vec<String> = refs
+            .keys()
+            .map(ToString::to_string)
+            .filter(is_unused)
+            .collect();
+        unused.sort();
+        Ok(unused)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::interrupt::Interrupt;
 
 /// How often a job under way is looked at for a limit or a signal.
 const POLL: Duration = Duration::from_millis(50);
+const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
 /// The interface with the properties of services.
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 
@@ -125,10 +126,7 @@ impl Manager {
                     .build()
                     .await?
             };
-            let proxy = SystemdProxy::new(&connection).await?;
-            // Without a subscription systemd sends no signals about jobs.
-            proxy.subscribe().await?;
-            Ok::<_, zbus::Error>(proxy)
+            SystemdProxy::new(&connection).await
         };
         block_on(connect)
             .map(|proxy| Self { proxy })
@@ -225,8 +223,19 @@ impl Manager {
         self.job(unit, "stop")
     }
 
+    /// Without a subscription systemd sends no signals about jobs; once is enough.
+    async fn subscribe(&self) -> zbus::Result<()> {
+        match self.proxy.subscribe().await {
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == ALREADY_SUBSCRIBED => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     fn job(&self, unit: &str, verb: &str) -> Result<()> {
         let run = async {
+            self.subscribe().await?;
             let mut removed = self.proxy.receive_job_removed().await?;
             let job = match verb {
                 "start" => self.proxy.start_unit(unit, "replace").await?,

@@ -22,7 +22,10 @@ pub fn copy_layout(
 ) -> Result<()> {
     let auth = Auth::new(access, target.parse().ok().as_ref())?;
     // It is our own copy; the policy was obeyed when it was pulled.
-    let mut child = Child::new(&config.skopeo).args(["copy", "--quiet", "--insecure-policy"]);
+    let mut child = config
+        .skopeo
+        .child()
+        .args(["copy", "--quiet", "--insecure-policy"]);
     if exactly {
         child = child.arg("--preserve-digests");
     }
@@ -61,7 +64,9 @@ pub fn copy_pinned(
     access: &Access,
 ) -> Result<()> {
     let auth = Auth::new(access, Some(target))?;
-    let mut child = Child::new(&config.skopeo)
+    let mut child = config
+        .skopeo
+        .child()
         // Which bytes these are is known by their digest; the policy was obeyed when they were pulled.
         .args(["copy", "--quiet", "--insecure-policy", "--preserve-digests"]);
     if let Some(path) = auth.path() {
@@ -124,7 +129,7 @@ pub fn sign(
         while place.join(format!("signature-{number}")).exists() {
             number += 1;
         }
-        let finished = with_home(Child::new(&config.skopeo).arg("standalone-sign"))
+        let finished = with_home(config.skopeo.child().arg("standalone-sign"))
             .arg("--output")
             .arg(place.join(format!("signature-{number}")))
             .arg(manifest.path())

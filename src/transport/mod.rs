@@ -18,7 +18,7 @@ use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::command::Child;
+use crate::command::{Child, Program, find_program};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Descriptor, Digest, Manifest, Name, Platform, Reference, Transport};
@@ -141,7 +141,7 @@ impl Auth {
 /// An image that is open for reading at its source.
 pub struct Source {
     reference: Reference,
-    skopeo: String,
+    skopeo: Program,
     auth: Auth,
     tls_verify: Option<bool>,
     platform: Option<Platform>,
@@ -168,15 +168,16 @@ impl Source {
     /// # Errors
     /// [`Kind::Transport`] with skopeo's reason; [`Kind::NotFound`] if skopeo is missing.
     pub fn open(
-        skopeo: &str,
+        skopeo: &Program,
         reference: &Reference,
         access: &Access,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        if crate::command::find_program(skopeo).is_none() {
+        if find_program(&skopeo.path).is_none() {
             fail!(
                 Kind::NotFound,
-                "the program \"{skopeo}\" is not installed: images are read with it"
+                "the program \"{}\" is not installed: images are read with it",
+                skopeo.path
             );
         }
         let tls_verify = match reference.transport {
@@ -197,7 +198,7 @@ impl Source {
         let (proxy, image) = opened?.map_err(|error| explain(reference, &error.to_string()))?;
         Ok(Self {
             reference: reference.clone(),
-            skopeo: skopeo.to_owned(),
+            skopeo: skopeo.clone(),
             auth,
             tls_verify,
             platform: access.platform.clone(),
@@ -307,7 +308,9 @@ impl Source {
 
     /// `skopeo VERB` with the same credentials and TLS setting as the proxy.
     fn skopeo_command(&self, verb: &str) -> Child {
-        let mut child = Child::new(&self.skopeo)
+        let mut child = self
+            .skopeo
+            .child()
             .args(global_options(self.platform.as_ref()))
             .arg(verb);
         if let (Transport::DockerDaemon, Some(host)) = (&self.reference.transport, daemon_host()) {
@@ -404,9 +407,6 @@ fn global_options(platform: Option<&Platform>) -> Vec<String> {
             options.push(format!("--override-variant={}", platform.variant));
         }
     }
-    if let Some(policy) = policy::from_environment() {
-        options.push(format!("--policy={}", policy.display()));
-    }
     options
 }
 
@@ -418,27 +418,24 @@ fn daemon_host() -> Option<String> {
 }
 
 /// The command that becomes the image proxy: its verb and options are appended.
-fn proxy_command(skopeo: &str, reference: &Reference, access: &Access) -> Child {
+fn proxy_command(skopeo: &Program, reference: &Reference, access: &Access) -> Child {
     let options = global_options(access.platform.as_ref());
     match (&reference.transport, daemon_host()) {
         // The daemon's address is an option of the verb, so it comes last.
-        (Transport::DockerDaemon, Some(host)) => Child::new("/bin/sh")
-            .args([
-                "-c",
-                "host=$1; shift; exec \"$@\" --daemon-host=\"$host\"",
-                "sh",
-                &host,
-                skopeo,
-            ])
-            .args(options),
-        _ => Child::new(skopeo).args(options),
+        (Transport::DockerDaemon, Some(host)) => {
+            let script = "host=$1; shift; exec \"$@\" --daemon-host=\"$host\"";
+            let shell = Child::new("/bin/sh").args(["-c", script, "sh", &host, &skopeo.path]);
+            skopeo.furnish(shell.args(&skopeo.options).args(options))
+        }
+        _ => skopeo.child().args(options),
     }
 }
 
 /// The names of the images in an archive of `docker save`: `RepoTags` of its `manifest.json`.
 /// Nothing where there are none, or the archive cannot be read.
-pub fn archive_names(skopeo: &str, archive: &Reference) -> Vec<Name> {
-    let asked = Child::new(skopeo)
+pub fn archive_names(skopeo: &Program, archive: &Reference) -> Vec<Name> {
+    let asked = skopeo
+        .child()
         .arg("list-tags")
         .arg(archive.to_skopeo())
         .run();
@@ -454,7 +451,7 @@ pub fn archive_names(skopeo: &str, archive: &Reference) -> Vec<Name> {
 }
 
 /// Say which images an archive holds, where that is why it could not be opened.
-fn name_one_of(skopeo: &str, reference: &Reference, error: Error) -> Error {
+fn name_one_of(skopeo: &Program, reference: &Reference, error: Error) -> Error {
     let Transport::DockerArchive { path } = &reference.transport else {
         return error;
     };

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::{FetchedManifest, Source};
+use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::Manifest;
@@ -21,8 +22,8 @@ const SYSTEM_POLICY: &str = "/etc/containers/policy.json";
 ///
 /// # Errors
 /// [`Kind::Policy`] if the policy rejects it, cannot be read, or does not exist: it fails closed.
-pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
-    let path = policy_path();
+pub fn enforce(config: &Config, source: &Source, fetched: &FetchedManifest) -> Result<()> {
+    let path = policy_path(config);
     let text = std::fs::read(&path).kind(Kind::Policy, || {
         format!("cannot read the signature policy {}", path.display())
     })?;
@@ -32,7 +33,12 @@ pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
     if accepts_anything(&policy) {
         return Ok(());
     }
-    let Manifest::Image { config, layers, .. } = &fetched.manifest else {
+    let Manifest::Image {
+        config: image,
+        layers,
+        ..
+    } = &fetched.manifest
+    else {
         fail!(
             Kind::Policy,
             "the policy cannot be applied to this manifest"
@@ -55,7 +61,7 @@ pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
         .skopeo_command("copy")
         // They are checked, and cannot be kept in a layout.
         .args(["--quiet", "--remove-signatures"]);
-    if config.media_type == "application/vnd.oci.image.config.v1+json" {
+    if image.media_type == "application/vnd.oci.image.config.v1+json" {
         copy = copy.arg("--preserve-digests");
     }
     let finished = copy
@@ -79,21 +85,14 @@ pub fn enforce(source: &Source, fetched: &FetchedManifest) -> Result<()> {
 }
 
 /// The policy that counts for whoever runs us: skopeo looks there, too.
-pub(super) fn policy_path() -> PathBuf {
-    if let Some(path) = from_environment() {
-        return path;
+pub(super) fn policy_path(config: &Config) -> PathBuf {
+    if let Some(path) = &config.trust_policy {
+        return path.clone();
     }
     std::env::var_os("HOME")
         .map(|home| PathBuf::from(home).join(".config/containers/policy.json"))
         .filter(|path| path.exists())
         .unwrap_or_else(|| SYSTEM_POLICY.into())
-}
-
-/// The policy that the original's variable names; skopeo must be told.
-pub(super) fn from_environment() -> Option<PathBuf> {
-    std::env::var_os("TRUST_POLICY")
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
 }
 
 /// True only if every requirement in the whole file accepts anything.

@@ -3,16 +3,16 @@
 //! Shapes: containers-policy.json(5), containers-registries.d(5). What this program does not know in
 //! these files stays as it is.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::policy::policy_path;
+use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::{fail, safefs};
-
-/// Where signatures are looked for.
-const REGISTRIES_D: &str = "/etc/containers/registries.d";
 
 /// What is asked of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +49,8 @@ impl Policy {
     ///
     /// # Errors
     /// [`Kind::Invalid`] if it is not JSON.
-    pub fn load() -> Result<Self> {
-        let path = policy_path();
+    pub fn load(config: &Config) -> Result<Self> {
+        let path = policy_path(config);
         let value = match std::fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
                 .kind(Kind::Invalid, || format!("{} is not valid", path.display()))?,
@@ -119,6 +119,11 @@ impl Policy {
         Ok(())
     }
 
+    /// Ask nothing of any image, as a fresh host does.
+    pub fn reset(&mut self) {
+        self.value = json!({"default": [{"type": "insecureAcceptAnything"}]});
+    }
+
     /// Write it in one step.
     pub fn save(&self) -> Result<()> {
         if let Some(parent) = self.path.parent() {
@@ -179,7 +184,7 @@ fn requirements(trust: &Trust) -> Result<Value> {
 }
 
 /// Say where the signatures of a scope are: a URL, `file:///…` for a local directory.
-pub fn set_sigstore(scope: &str, url: &str) -> Result<()> {
+pub fn set_sigstore(config: &Config, scope: &str, url: &str) -> Result<()> {
     let plain = |text: &str| {
         !text.contains(|c: char| c.is_control() || c.is_whitespace() || "'\"#{}".contains(c))
     };
@@ -189,26 +194,65 @@ pub fn set_sigstore(scope: &str, url: &str) -> Result<()> {
             "\"{url}\" is not where signatures can be: expected https://… or file:///…"
         );
     }
-    let path = sigstore_file(scope);
-    std::fs::create_dir_all(REGISTRIES_D).context(|| format!("cannot create {REGISTRIES_D}"))?;
+    let directory = &config.registries_d;
+    let path = sigstore_file(config, scope);
+    std::fs::create_dir_all(directory).context(|| format!("cannot create {directory}"))?;
     let text = format!("docker:\n  {scope}:\n    sigstore: {url}\n    sigstore-staging: {url}\n");
     safefs::replace_file(&path, text.as_bytes(), 0o644)
 }
 
 /// Forget where the signatures of a scope are, if it was said by [`set_sigstore`].
-pub fn delete_sigstore(scope: &str) -> Result<()> {
-    safefs::remove_if_exists(&sigstore_file(scope))
+pub fn delete_sigstore(config: &Config, scope: &str) -> Result<()> {
+    safefs::remove_if_exists(&sigstore_file(config, scope))
 }
 
-/// Where the signatures of a scope are, if it was said by [`set_sigstore`].
-pub fn sigstore(scope: &str) -> Option<String> {
-    let text = std::fs::read_to_string(sigstore_file(scope)).ok()?;
-    text.lines()
-        .find_map(|line| line.trim().strip_prefix("sigstore: "))
-        .map(str::to_owned)
+/// One file of registries.d, as far as it says where signatures are.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RegistriesFile {
+    docker: BTreeMap<String, Place>,
+    #[serde(rename = "default-docker")]
+    default_docker: Place,
 }
 
-fn sigstore_file(scope: &str) -> PathBuf {
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Place {
+    sigstore: Option<String>,
+    /// The name that newer versions use.
+    lookaside: Option<String>,
+}
+
+/// Where signatures are, as all files of registries.d together say: by scope, `*` for every other.
+pub fn sigstores(config: &Config) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    let files = match std::fs::read_dir(&config.registries_d) {
+        Ok(files) => files,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error).context(|| format!("cannot list {}", config.registries_d)),
+    };
+    for file in files.flatten() {
+        let path = file.path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        let text =
+            std::fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
+        let Ok(file) = serde_saphyr::from_str::<RegistriesFile>(&text) else {
+            tracing::warn!("{} is not valid", path.display());
+            continue;
+        };
+        let others = ("*".to_owned(), file.default_docker);
+        for (scope, place) in file.docker.into_iter().chain([others]) {
+            if let Some(url) = place.lookaside.or(place.sigstore) {
+                found.insert(scope, url);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn sigstore_file(config: &Config, scope: &str) -> PathBuf {
     let name: String = scope
         .chars()
         .map(|c| {
@@ -219,5 +263,8 @@ fn sigstore_file(scope: &str) -> PathBuf {
             }
         })
         .collect();
-    Path::new(REGISTRIES_D).join(format!("{name}.yaml"))
+    config
+        .registries_d
+        .as_std_path()
+        .join(format!("{name}.yaml"))
 }

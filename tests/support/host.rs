@@ -1,6 +1,7 @@
 //! A real systemd host that boots in a second: systemd-nspawn over an overlay whose lower layer is
 //! this machine's root.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -217,14 +218,10 @@ impl Host {
     /// Assert that nothing below some directories has changed since `before` was listed.
     pub fn assert_unchanged(&self, directories: &[&str], before: &str) {
         let after = self.listing(directories);
-        let gone: Vec<&str> = before
-            .lines()
-            .filter(|line| !after.contains(line))
-            .collect();
-        let new: Vec<&str> = after
-            .lines()
-            .filter(|line| !before.contains(line))
-            .collect();
+        let lines = |text| str::lines(text).collect::<BTreeSet<&str>>();
+        let (before, after) = (lines(before), lines(&after));
+        let gone: Vec<_> = before.difference(&after).collect();
+        let new: Vec<_> = after.difference(&before).collect();
         assert!(
             gone.is_empty() && new.is_empty(),
             "gone: {gone:#?}\nnew: {new:#?}"
