@@ -48,12 +48,11 @@ fn docker_archive(path: &Path, images: &[(&Path, &[&str])]) {
                 .unwrap();
             let id = images::sha256(&plain);
             let name = format!("{number}-{place}/layer.tar");
-            match written.iter().position(|have| have.starts_with(&id)) {
-                Some(at) => add(&name, Err(&format!("../{}", &written[at][id.len()..]))),
-                None => {
-                    add(&name, Ok(&plain));
-                    written.push(format!("{id}{name}"));
-                }
+            if let Some(at) = written.iter().position(|have| have.starts_with(&id)) {
+                add(&name, Err(&format!("../{}", &written[at][id.len()..])));
+            } else {
+                add(&name, Ok(&plain));
+                written.push(format!("{id}{name}"));
             }
             layers.push(name);
         }
