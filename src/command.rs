@@ -219,6 +219,49 @@ impl Child {
         Ok(finished.stdout)
     }
 
+    /// Start it, wait until it prints a line, do something to it, and only then let it read its input
+    /// and go on to its end.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] with its stderr if it fails; that of `between`, which ends it.
+    pub fn run_between(mut self, between: impl FnOnce(u32) -> Result<()>) -> Result<()> {
+        tracing::debug!(command = %self.line, "run");
+        let failed = |line: &str| format!("cannot run \"{line}\"");
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context(|| failed(&self.line))?;
+        let mut byte = [0];
+        let ready = match &mut child.stdout {
+            Some(stdout) => stdout.read_exact(&mut byte).is_ok(),
+            None => false,
+        };
+        if ready && let Err(error) = between(child.id()) {
+            // It reads the end of its input, and may be gone by now.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        let mut stdin = child.stdin.take();
+        // A child that failed early does not read, and says itself why.
+        let _ = stdin.as_mut().map(|stdin| stdin.write_all(&self.input));
+        drop(stdin);
+        let output = child.wait_with_output().context(|| failed(&self.line))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        fail!(
+            Kind::Failed,
+            "\"{}\" failed ({}): {}",
+            self.line,
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        )
+    }
+
     /// Run it on our own stdin, stdout and stderr while signals to us are held: a signal is passed
     /// on, and where that did not help within `grace`, `kill` has to.
     pub fn status_held(

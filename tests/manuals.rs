@@ -20,10 +20,15 @@ fn add(pages: &mut BTreeMap<String, Vec<u8>>, command: &clap::Command, name: &st
     pages.insert(format!("{name}.1"), page);
     for verb in command
         .get_subcommands()
-        .filter(|verb| verb.get_name() != "help")
+        .filter(|verb| !verb.is_hide_set() && !is_claps_own(verb))
     {
         add(pages, verb, &format!("{name}-{}", verb.get_name()));
     }
+}
+
+/// "help", where it is not a verb of ours.
+fn is_claps_own(verb: &clap::Command) -> bool {
+    verb.get_name() == "help" && verb.get_positionals().all(|arg| arg.get_id() != "image")
 }
 
 #[test]

@@ -264,7 +264,7 @@ fn bash_completes_verbs_options_containers_and_images() {
     host.atomic_ok(&format!("install --name web-two {name}"));
     // What bash does when a key is pressed: words are taken apart at colons, too.
     let complete = |words: &[&str]| -> Vec<String> {
-        let list: String = words.iter().map(|word| format!("'{word}' ")).collect();
+        let list = format!("'{}'", words.join("' '"));
         let last = words.last().unwrap();
         let last = if *last == ":" { "" } else { last };
         let script = format!(

@@ -161,6 +161,87 @@ fn a_users_container_runs_as_another_user_of_its_own_and_keeps_a_volume() {
     assert_eq!(user.ok("ls -A ~/.data"), "");
 }
 
+/// `cap_net_bind_service=ep`, as the kernel has it on disk: linux/capability.h.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn files_of_the_image_keep_their_owners_set_id_bits_and_capabilities_inside() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let user = User::new(&host);
+    let image = |port: u16, text: &str| {
+        Image::new()
+            .layer(
+                Layer::new()
+                    .busybox()
+                    .owned_dir("srv", 0o755, 0)
+                    .owned_dir("srv/www", 0o750, 1234)
+                    .owned_file("srv/www/index.html", 0o640, 1234, "as it came")
+                    .dir("opt", 0o755)
+                    .dir("opt/bin", 0o555)
+                    .owned_file("opt/bin/tool", 0o4755, 0, "a tool")
+                    .dir("lib", 0o755)
+                    .xattr("security.capability", &CAPABILITY)
+                    .owned_file("lib/bind", 0o755, 0, "binds ports")
+                    .owned_file("lib/group", 0o2755, 0, "of a group")
+                    .symlink("lib/link", "group")
+                    .owned_dir("lib/too-far", 0o755, 4_000_000),
+            )
+            .set(
+                "Entrypoint",
+                json!(["/bin/sh", "-c", format!(
+                    "[ \"$(cat /srv/www/index.html)\" = 'as it came' ] && echo {text} > /srv/www/index.html && trap 'kill $!; exit 0' TERM; httpd -f -p {port} -h /srv/www & wait"
+                )]),
+            )
+            .set("User", "web")
+    };
+    for (name, runtime) in [("one", "runc"), ("two", "crun")] {
+        let port = free_port();
+        image(port, "first").push(&registry, name);
+        user.ok(&format!(
+            "atomic-rs install --name {name} --runtime {runtime} {}",
+            registry.name(name)
+        ));
+        user.ok(&format!("atomic-rs run {name}"));
+        // Only its owner may write there: without the owner layer it would not have started.
+        wait_for_answer(port, "first");
+        let stat = user.ok(&format!(
+            "atomic-rs exec {name} stat -c '%n %u %g %a' /srv /srv/www /srv/www/index.html /opt/bin /opt/bin/tool /lib/bind /lib/group /lib/too-far"
+        ));
+        assert_eq!(
+            stat,
+            "/srv 0 0 755\n/srv/www 1234 1234 750\n/srv/www/index.html 1234 1234 640\n\
+             /opt/bin 0 0 555\n/opt/bin/tool 0 0 4755\n/lib/bind 0 0 755\n/lib/group 0 0 2755\n/lib/too-far 0 0 755\n",
+            "{runtime}"
+        );
+        let main = user.ok(&format!("systemctl --user show -P MainPID {name}"));
+        let capability = host.ok(&format!(
+            "getfattr --only-values -n security.capability /proc/{}/root/lib/bind",
+            main.trim()
+        ));
+        assert!(!capability.is_empty());
+        // A write stays where writes go: the next version begins from the image again.
+        image(port, "second").push(&registry, name);
+        user.ok(&format!("atomic-rs update {name}"));
+        wait_for_answer(port, "second");
+        user.ok(&format!("atomic-rs verify {name}"));
+        user.ok(&format!("atomic-rs stop {name}"));
+        let stopped = user.ok(&format!("atomic-rs exec {name} cat /srv/www/index.html"));
+        assert_eq!(stopped, "as it came");
+    }
+    let owners = "~/.local/share/containers/atomic/.owners";
+    assert_eq!(
+        user.ok(&format!("ls -A {owners} | wc -l")),
+        "1\n",
+        "one for all deployments of equal trees"
+    );
+    user.ok("atomic-rs uninstall one");
+    assert_eq!(user.ok(&format!("ls -A {owners} | wc -l")), "1\n");
+    user.ok("atomic-rs uninstall two");
+    assert_eq!(user.ok(&format!("ls -A {owners}")), "");
+    user.ok("ostree fsck --quiet --repo ~/.local/share/containers/atomic/repo");
+}
+
 #[test]
 fn what_is_roots_and_what_is_the_users_is_told_apart() {
     let registry = Registry::start();
@@ -201,6 +282,14 @@ fn what_is_roots_and_what_is_the_users_is_told_apart() {
             .contains(&json!({"type": "user"}))
     );
     user.ok("systemctl --user start sys");
+    wait_for_answer(port, "Hi World from container sys");
+    // Its own unit makes no directories: those are there again when the user's manager starts anew.
+    let uid = user.ok("id -u");
+    let uid = uid.trim();
+    host.ok(&format!("systemctl stop user@{uid}"));
+    assert_eq!(http_get(port), None);
+    host.ok(&format!("rm -rf /run/user/{uid}/sys"));
+    host.ok(&format!("systemctl start user@{uid}"));
     wait_for_answer(port, "Hi World from container sys");
     user.ok("atomic-rs uninstall sys");
     assert_eq!(http_get(port), None);

@@ -373,6 +373,7 @@ impl Prune {
         drop(store);
         run::sweep(call.config)?;
         mount::sweep(call.config)?;
+        crate::deployment::owners::sweep(call.config)?;
         let store = Store::open_exclusive(call.config)?;
         let mut removed = Vec::new();
         let (objects, bytes) = store.prune(|name| removed.push(name.to_owned()))?;

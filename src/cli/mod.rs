@@ -15,6 +15,7 @@ mod inspect;
 mod install;
 mod mount;
 mod output;
+mod owners;
 mod pull;
 mod recover;
 mod rollback;
@@ -128,6 +129,8 @@ enum Verb {
     Version(image::Version),
     #[command(hide = true)]
     Help(image::HelpOf),
+    #[command(hide = true)]
+    OwnerLayer(owners::OwnerLayer),
     Recover(recover::Recover),
     Completion(completion::Completion),
 }
@@ -189,9 +192,11 @@ fn report(error: &Error, word: &str) -> ExitCode {
 
 fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
     let mut out = Output::default();
-    // The only verb that needs nothing of the host.
-    if let Verb::Completion(verb) = verb {
-        return verb.run(&mut out);
+    // The only verbs that need nothing of the host.
+    match verb {
+        Verb::Completion(verb) => return verb.run(&mut out),
+        Verb::OwnerLayer(verb) => return verb.run(),
+        _ => {}
     }
     let config = Config::load(Interrupt::listen()?)?;
     let mut call = Call {
@@ -231,6 +236,7 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::Help(verb) => verb.run(&mut call),
         Verb::Recover(verb) => verb.run(&mut call),
         Verb::Completion(verb) => verb.run(call.out),
+        Verb::OwnerLayer(verb) => verb.run(),
     };
     result.map_err(|error| config.interrupt.explain(error))
 }
@@ -266,6 +272,7 @@ impl Verb {
             Self::Info(_) => "info",
             Self::Version(_) => "version",
             Self::Help(_) => "help",
+            Self::OwnerLayer(_) => crate::deployment::owners::VERB,
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",
         }

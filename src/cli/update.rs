@@ -259,6 +259,7 @@ impl AutoUpdate {
             // What neither an image nor a deployment needs any more; both slots' pins stay.
             container::run::sweep(call.config)?;
             container::mount::sweep(call.config)?;
+            crate::deployment::owners::sweep(call.config)?;
             crate::store::Store::open_exclusive(call.config)?.prune(|_| ())?;
         }
         Ok(code)

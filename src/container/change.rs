@@ -6,7 +6,9 @@ use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
 use crate::systemd::tmpfiles;
-use crate::transaction::{self, Applied, DeployFile, Host, Plan, Report, Step, Subject};
+use crate::transaction::{
+    self, Applied, DeployFile, Host, Plan, Report, Step, Subject, TMPFILES_SETUP,
+};
 
 use super::effects::Effects;
 use super::render::Rendered;
@@ -265,10 +267,11 @@ fn deploy_steps(
     }
     plan.stage.push(Step::Deploy {
         slot,
-        commit,
+        commit: commit.clone(),
         remote: rendered.info.remote.clone().map(Into::into),
         files,
     });
+    owner_steps(plan, slot, &rendered.info, commit);
     plan.switch.push(Step::PlaceDeployment { slot });
     plan.close.push(Step::DropDeployment { slot });
     host_file_steps(
@@ -277,6 +280,13 @@ fn deploy_steps(
         rendered.unit.as_deref(),
         rendered.tmpfiles.as_deref(),
     );
+}
+
+/// The steps that make the owner layer a deployment needs, if it needs one.
+pub(super) fn owner_steps(plan: &mut Plan, slot: Slot, info: &Info, commit: Option<String>) {
+    if let (Some(commit), true) = (commit, info.owner_layer.is_some()) {
+        plan.stage.push(Step::MakeOwners { slot, commit });
+    }
 }
 
 /// The steps that give the unit and the tmpfiles.d file their new content, or remove them.
@@ -332,7 +342,21 @@ pub(super) fn switch_steps(
         to: plan.to,
     });
     prove_steps(host.config(), paths, plan, service, has_tmpfiles);
+    if !host.config().is_system && has_tmpfiles && !makes_its_directories(paths, plan) {
+        let manager = host.manager()?;
+        if !manager.is_enabled(TMPFILES_SETUP) {
+            plan.prove.push(Step::EnableTmpfiles);
+        }
+    }
     Ok(())
+}
+
+/// True if the new unit runs systemd-tmpfiles before its container, as ours do.
+fn makes_its_directories(paths: &Paths, plan: &Plan) -> bool {
+    plan.stage.iter().any(|step| {
+        matches!(step, Step::StageFile { target, content, .. }
+            if *target == paths.unit() && content.contains("systemd-tmpfiles"))
+    })
 }
 
 /// Note whether the unit is running and enabled: so it will be afterwards.

@@ -7,6 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::change::{self, Outcome, Preview};
 use super::preview;
 use super::render::{self, Source, Wishes};
+use crate::config::Config;
+use crate::deployment::owners::OwnerLayer;
 use crate::deployment::{self, ContainerName, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
@@ -78,7 +80,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     let store = Store::open(config)?;
     let image = store.find_one(&request.image)?;
     let slot = Slot::Zero;
-    let prepared = Prepared::new(&store, &image, request.remote.as_deref())?;
+    let prepared = Prepared::new(config, &store, &image, request.remote.as_deref())?;
     let rendered = render::render(
         config,
         &runtime,
@@ -122,10 +124,16 @@ pub(super) struct Prepared {
     config: crate::image::ImageConfig,
     id: String,
     remote: Option<Utf8PathBuf>,
+    owners: Option<OwnerLayer>,
 }
 
 impl Prepared {
-    pub fn new(store: &Store, image: &StoredImage, remote: Option<&Utf8Path>) -> Result<Self> {
+    pub fn new(
+        host: &Config,
+        store: &Store,
+        image: &StoredImage,
+        remote: Option<&Utf8Path>,
+    ) -> Result<Self> {
         let config = store.image_config(image)?;
         if let Some(remote) = remote {
             return Ok(Self {
@@ -134,10 +142,12 @@ impl Prepared {
                 config,
                 id: image.id(),
                 remote: Some(remote.to_owned()),
+                owners: None,
             });
         }
         let commit = store.image_tree(image)?;
         Ok(Self {
+            owners: OwnerLayer::of(host, store, &commit)?,
             files: Box::new(ImageTree::open(store.repo(), &commit)?),
             commit: Some(commit),
             config,
@@ -156,6 +166,7 @@ impl Prepared {
             reference,
             platform: image.platform.clone(),
             remote: self.remote.clone(),
+            owners: self.owners.as_ref().map(|owners| &owners.dirs),
         }
     }
 }

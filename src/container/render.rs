@@ -13,7 +13,7 @@ use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::ImageConfig;
-use crate::runtime::mounts::{self, Directory};
+use crate::runtime::mounts::{self, Directory, OwnerDirs};
 use crate::runtime::spec::{self, Generated, Input, RunOptions};
 use crate::runtime::userns::Mapping;
 use crate::runtime::{Health, Runtime, capabilities};
@@ -40,6 +40,8 @@ pub struct Source<'a> {
     pub platform: Option<String>,
     /// A root file system outside the store.
     pub remote: Option<Utf8PathBuf>,
+    /// Who owns what, for an ordinary user's container.
+    pub owners: Option<&'a OwnerDirs>,
 }
 
 /// What the person said, now and before.
@@ -111,23 +113,28 @@ pub fn render(
             files: source.files,
             rootfs: &rootfs,
             root_path: &root_path,
+            owners: source.owners,
             fallback_command: exports.present.then_some("run.sh"),
             options: wishes.options,
         })?),
     };
-    let uses_our_unit = exports.service.is_none() && !wishes.once;
+    // A user's systemd takes a process for the unit's main one only if it is in the unit's cgroup.
+    let in_units_cgroup = (exports.service.is_none() || !host.is_system) && !wishes.once;
     let mapping = (!host.is_system).then(Mapping::of_user);
     let mut notes = Vec::new();
     let mut fit = |config: &mut Value| -> Result<()> {
         if let Some(mapping) = &mapping {
             notes.extend(mapping.fit(config)?);
         }
+        if let Some(owners) = source.owners {
+            mounts::show_owners(config, owners, &rootfs);
+        }
         Ok(())
     };
     let (config, directories) = match (own_config, &generated) {
         (Some(mut config), _) => {
             if !wishes.once {
-                adjust_config(&mut config, name, source.remote.as_deref(), uses_our_unit)?;
+                adjust_config(&mut config, name, source.remote.as_deref(), in_units_cgroup)?;
             }
             fit(&mut config)?;
             let made = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
@@ -154,7 +161,12 @@ pub fn render(
     let unit = if !has_service {
         None
     } else if let Some(text) = &exports.service {
-        Some(expand(text, Place::Unit, &variables)?)
+        let unit = expand(text, Place::Unit, &variables)?;
+        Some(if host.is_system {
+            unit
+        } else {
+            for_users_manager(&unit)
+        })
     } else {
         let unit = UnitInput {
             runtime,
@@ -193,6 +205,11 @@ pub fn render(
             source: source.reference.clone(),
             platform: source.platform.clone(),
             options: Some(wishes.options.clone()),
+            owner_layer: source.owners.map(|owners| owners.path.clone()),
+            owned: generated
+                .iter()
+                .flat_map(|generated| generated.owned.clone())
+                .collect(),
             health: Health::of(source.config, wishes.options),
             persistent: generated
                 .iter()
@@ -262,7 +279,7 @@ fn variables(
         uses("EXEC_STOPPOST") && uses("PIDFILE")
     });
     if exports.service.is_some() {
-        for (key, value) in runtime.directives(name.as_str(), &pidfile, detached) {
+        for (key, value) in runtime.directives(name.as_str(), &pidfile, detached, host.is_system) {
             variables.force(key, value);
         }
     }
@@ -308,7 +325,7 @@ fn adjust_config(
     config: &mut Value,
     name: &ContainerName,
     remote: Option<&Utf8Path>,
-    uses_our_unit: bool,
+    in_units_cgroup: bool,
 ) -> Result<()> {
     let Some(object) = config.as_object_mut() else {
         fail!(
@@ -331,8 +348,7 @@ fn adjust_config(
         ),
         None => {}
     }
-    // Our unit delegates its cgroup and expects the container's processes in it.
-    if uses_our_unit {
+    if in_units_cgroup {
         let linux = object.entry("linux").or_insert_with(|| json!({}));
         if let Some(linux) = linux.as_object_mut() {
             linux
@@ -402,6 +418,20 @@ fn tmpfiles_text(
     })
 }
 
+/// A user's manager has no multi-user.target; what the image wants there starts by default.
+fn for_users_manager(unit: &str) -> String {
+    let lines = unit.lines().map(|line| match line.split_once('=') {
+        Some((key @ ("WantedBy" | "RequiredBy"), targets)) => {
+            format!(
+                "{key}={}\n",
+                targets.replace("multi-user.target", "default.target")
+            )
+        }
+        _ => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
 struct UnitInput<'a> {
     runtime: &'a Runtime,
     name: &'a ContainerName,
@@ -460,6 +490,7 @@ fn our_unit(
         "description": description,
         "destdir": unit.destdir,
         "runtime": unit.runtime.path(),
+        "runtime_options": unit.runtime.unit_options(),
         "pidfile": unit.pidfile,
         "notify": generated.is_some_and(|generated| generated.notify),
         "tmpfiles": unit.tmpfiles,

@@ -24,7 +24,8 @@ use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::runtime::Runtime;
-use crate::runtime::spec::{RunOptions, Writable};
+use crate::runtime::spec::{Owned, RunOptions, Writable};
+use crate::runtime::userns::Mapping;
 use crate::safefs::{self, Lock, Mode};
 use crate::store::Store;
 use crate::systemd::tmpfiles;
@@ -121,15 +122,37 @@ pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
     let bundle = Bundle::new(config)?;
     fit(&mut spec, &request.command);
     bundle.write(&spec)?;
-    if paths.tmpfiles().exists() {
-        tmpfiles::create(&paths.tmpfiles())?;
-    }
+    make_directories(config, &paths, name, &info)?;
     let _held = config.interrupt.hold();
     Child::new(runtime.path())
         .args(["run", "--bundle", bundle.path.as_str(), &bundle.container])
         .status_held(&config.interrupt, grace(config), || {
             bundle.kill(&runtime);
         })
+}
+
+/// Make the directories that the service's own start would make.
+fn make_directories(
+    config: &Config,
+    paths: &Paths,
+    name: &ContainerName,
+    info: &Info,
+) -> Result<()> {
+    if !paths.tmpfiles().exists() {
+        return Ok(());
+    }
+    if config.is_system {
+        return tmpfiles::create(&paths.tmpfiles());
+    }
+    let mapping = Mapping::of_user();
+    let run = config.run_directory.join("atomic-rs").join(name.as_str());
+    mapping.remove_tree(&run)?;
+    tmpfiles::create(&paths.tmpfiles())?;
+    for Owned { owner, mode, path } in info.owned.iter().filter(|_| mapping.has_range()) {
+        mapping.run_as_root("chown", &[owner, path.as_str()], &[])?;
+        mapping.run_as_root("chmod", &[mode, path.as_str()], &[])?;
+    }
+    Ok(())
 }
 
 /// Run a command in a throwaway deployment of an image and return how it ended.
@@ -148,7 +171,7 @@ pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
         Some(name) => name.clone(),
         None => bundle.container.parse()?,
     };
-    let prepared = Prepared::new(&store, &image, None)?;
+    let prepared = Prepared::new(config, &store, &image, None)?;
     let options = RunOptions {
         writable: Writable::No,
         command: request.command.clone(),

@@ -81,6 +81,9 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         }
     }
     drop(store);
+    if !config.is_system {
+        plan.close.push(Step::SweepOwners);
+    }
     plan.close.push(Step::RemoveTree {
         path: paths.ledger(),
     });

@@ -123,7 +123,12 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
 
     let to = from.other();
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
-    let prepared = Prepared::new(&store, &image, info.remote.as_deref().map(Into::into))?;
+    let prepared = Prepared::new(
+        config,
+        &store,
+        &image,
+        info.remote.as_deref().map(Into::into),
+    )?;
     let mut rendered = render::render(
         config,
         &runtime,

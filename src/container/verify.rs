@@ -160,10 +160,11 @@ pub fn repair(
     effects.file(paths.tmpfiles(), tmpfiles.as_deref());
     plan.stage.push(Step::Deploy {
         slot,
-        commit: Some(tree),
+        commit: Some(tree.clone()),
         remote: None,
         files,
     });
+    change::owner_steps(&mut plan, slot, &info, Some(tree));
     plan.switch.push(Step::PlaceDeployment { slot });
     plan.close.push(Step::DropDeployment { slot });
     change::host_file_steps(&paths, &mut plan, unit.as_deref(), tmpfiles.as_deref());

@@ -1,17 +1,18 @@
 //! The `info` file of a deployment.
 //!
 //! JSON with the keys the original `atomic` wrote; missing ones are tolerated, unknown ones kept.
-//! Ours: `user-values`, `source`, `platform`, `options`, `persistent`, `health`.
+//! Ours: `user-values`, `source`, `platform`, `options`, `persistent`, `health`, `owner-layer`,
+//! `owned`.
 
 use std::collections::BTreeMap;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Context as _, Kind, Result};
 use crate::runtime::Health;
-use crate::runtime::spec::RunOptions;
+use crate::runtime::spec::{Owned, RunOptions};
 
 /// What is known of a deployment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,6 +61,12 @@ pub struct Info {
     /// What the person said about running it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<RunOptions>,
+    /// The owner layer of an ordinary user's container: see [`super::owners`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner_layer: Option<Utf8PathBuf>,
+    /// Directories that other users of an ordinary user's container own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub owned: Vec<Owned>,
     /// The command that tells whether the container works.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,

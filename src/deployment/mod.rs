@@ -8,6 +8,7 @@
 
 mod info;
 mod ledger;
+pub mod owners;
 
 use std::fmt;
 use std::str::FromStr;

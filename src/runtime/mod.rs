@@ -69,16 +69,30 @@ impl Runtime {
         self.path.as_str()
     }
 
+    /// Options by which a container stays in the control group of the unit that runs it. runc takes a
+    /// relative `cgroupsPath` for one below its own; crun, for one below the root.
+    pub fn unit_options(&self) -> &'static str {
+        if self.path.file_name().is_some_and(|name| name == "crun") {
+            " --cgroup-manager=disabled"
+        } else {
+            ""
+        }
+    }
+
     /// The directives that start and stop a container under an image's own unit template
     /// (`EXEC_START`, `EXEC_STOP`, `EXEC_STARTPRE`, `EXEC_STOPPOST`). `detached`: the template asks
-    /// for a PID file.
+    /// for a PID file. The system's manager may be asked for a control group, a user's stays in the
+    /// unit's.
     pub fn directives(
         &self,
         name: &str,
         pidfile: &str,
         detached: bool,
+        is_system: bool,
     ) -> [(&'static str, String); 4] {
-        let systemd = if self.help(&[]).contains("--systemd-cgroup") {
+        let systemd = if !is_system {
+            self.unit_options()
+        } else if self.help(&[]).contains("--systemd-cgroup") {
             " --systemd-cgroup"
         } else {
             ""

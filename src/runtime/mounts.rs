@@ -49,6 +49,51 @@ pub struct Directory {
     pub gid: String,
 }
 
+/// The owner layer of an ordinary user's container: what is laid over the checkout so that not all
+/// of it is root's. Only directories can be laid over; files at the very root stay root's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnerDirs {
+    /// Where it is.
+    pub path: Utf8PathBuf,
+    /// Its directories, relative.
+    pub dirs: Vec<String>,
+}
+
+impl OwnerDirs {
+    /// The lower layers of an overlay over a directory of the container.
+    fn lower(&self, rootfs: &Utf8Path, path: &str) -> String {
+        let path = path.trim_matches('/');
+        format!("lowerdir={}/{path}:{rootfs}/{path}", self.path)
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.dirs.iter().any(|dir| dir == path.trim_matches('/'))
+    }
+}
+
+/// Lay the owner layer over the directories of a configuration that no writable overlay has it for.
+pub fn show_owners(config: &mut Value, owners: &OwnerDirs, rootfs: &Utf8Path) {
+    let Some(mounts) = config["mounts"].as_array_mut() else {
+        return;
+    };
+    let tops = owners.dirs.iter().filter(|dir| !dir.contains('/'));
+    let overlays: Vec<Value> = tops
+        .filter(|dir| !["proc", "sys", "dev"].contains(&dir.as_str()))
+        .map(|dir| format!("/{dir}"))
+        .filter(|path| {
+            !mounts
+                .iter()
+                .any(|mount| mount["type"] == "overlay" && mount["destination"] == path.as_str())
+        })
+        .map(|path| {
+            json!({"destination": path, "type": "overlay", "source": "overlay",
+                   "options": [owners.lower(rootfs, &path), "userxattr", "nodev", "ro"]})
+        })
+        .collect();
+    // Before everything else: what is mounted below stays on top.
+    mounts.splice(0..0, overlays);
+}
+
 pub(super) fn base_mounts() -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     vec![
@@ -176,7 +221,10 @@ pub(super) fn overlays(
             "type": "overlay",
             "source": "overlay",
             "options": [
-                format!("lowerdir={}{path}", input.rootfs),
+                match input.owners {
+                    Some(owners) if owners.has(path) => owners.lower(input.rootfs, path),
+                    _ => format!("lowerdir={}{path}", input.rootfs),
+                },
                 format!("upperdir={upper}"),
                 format!("workdir={work}"),
             ],

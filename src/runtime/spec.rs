@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::mounts::{self, Directory, Volume, bind, directory, run_base, tmpfs};
+use super::mounts::{self, Directory, OwnerDirs, Volume, bind, directory, run_base, tmpfs};
 use super::{capabilities, default_seccomp, find_user};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -67,7 +67,7 @@ pub struct RunOptions {
 }
 
 /// A directory that another user of an ordinary user's container owns.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owned {
     /// `uid:gid` in the container.
     pub owner: String,
@@ -110,6 +110,8 @@ pub struct Input<'a> {
     pub rootfs: &'a Utf8Path,
     /// `root.path` as written: `rootfs`, or absolute for a remote one.
     pub root_path: &'a str,
+    /// Who owns what, for an ordinary user's container.
+    pub owners: Option<&'a OwnerDirs>,
     /// Run this where image and options name no command.
     pub fallback_command: Option<&'a str>,
     /// What the person said.

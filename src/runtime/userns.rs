@@ -157,10 +157,11 @@ impl Mapping {
             };
             if !at.starts_with("/dev") {
                 add("nodev");
-                add("nosuid");
             }
             if mount["type"] == "overlay" {
                 add("userxattr");
+            } else if !at.starts_with("/dev") {
+                add("nosuid");
             }
             options.retain(|option| match option.strip_prefix("gid=") {
                 Some(gid) => gid.parse().is_ok_and(|gid| self.has_group(gid)),
@@ -185,6 +186,31 @@ impl Mapping {
         } else {
             &["env", "--"]
         }
+    }
+
+    /// Run a program as root of a user namespace with this whole mapping.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] with what the program said, or newuidmap or newgidmap.
+    pub fn run_as_root(&self, program: &str, args: &[&str], input: &[u8]) -> Result<()> {
+        // It waits until it is mapped: the helpers want its number.
+        let script = "echo; read -r _ && exec \"$@\"";
+        let map = |helper: &str, pid: u32, ranges: &[Range]| {
+            let mut child = Child::new(helper).arg(pid.to_string());
+            for range in ranges {
+                let numbers = [range.inside, range.outside, range.size];
+                child = child.args(numbers.map(|number| number.to_string()));
+            }
+            child.run().map(|_| ())
+        };
+        Child::new("unshare")
+            .args(["--user", "--", "/bin/sh", "-c", script, "sh", program])
+            .args(args)
+            .input(&[b"\n", input].concat())
+            .run_between(|pid| {
+                map("newuidmap", pid, &self.users)?;
+                map("newgidmap", pid, &self.groups)
+            })
     }
 
     /// Remove a directory in which a container's users own files.

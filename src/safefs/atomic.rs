@@ -76,12 +76,34 @@ pub fn remove_tree(path: &Path) -> Result<()> {
             path.display()
         );
     }
-    match std::fs::remove_dir_all(path) {
+    let mut removed = std::fs::remove_dir_all(path);
+    if removed
+        .as_ref()
+        .is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    {
+        open_up(path).context(|| format!("cannot remove {}", path.display()))?;
+        removed = std::fs::remove_dir_all(path);
+    }
+    match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
     }
+}
+
+/// Give ourselves the right to empty the directories of a tree of ours: an image may have ones that
+/// are read-only, which stops everybody but root.
+fn open_up(path: &Path) -> std::io::Result<()> {
+    let mode = std::fs::symlink_metadata(path)?.permissions().mode();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode | 0o700))?;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A mount point at or below `path`. Source: proc(5), `mountinfo`, field 5.

@@ -22,6 +22,7 @@ pub mod layer;
 mod layer_tree;
 pub mod objects;
 mod side;
+pub mod special;
 pub mod tar;
 pub mod tree;
 pub mod verify;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::step::Step;
+use super::step::{Step, TMPFILES_SETUP};
 use crate::deployment::Slot;
 
 impl fmt::Display for Step {
@@ -15,6 +15,9 @@ impl fmt::Display for Step {
                 Some(remote) => write!(f, "prepare deployment {slot} on {remote}"),
                 None => write!(f, "prepare deployment {slot}"),
             },
+            Self::MakeOwners { .. } => write!(f, "write who owns what in the image"),
+            Self::SweepOwners => write!(f, "drop owner layers that nothing needs"),
+            Self::EnableTmpfiles => write!(f, "systemctl --user enable {TMPFILES_SETUP}"),
             Self::SetRef { name, to, .. } => match to {
                 Some(_) => write!(f, "pin the image by the ref {name}"),
                 None => write!(f, "remove the ref {name}"),

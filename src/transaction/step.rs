@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::Host;
 use super::plan::Plan;
+use crate::deployment::owners::{self, OwnerLayer};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
 use crate::runtime::Health;
@@ -19,6 +20,9 @@ use crate::runtime::userns::Mapping;
 use crate::safefs;
 use crate::store::Store;
 use crate::systemd::{Manager, Watch, tmpfiles};
+
+/// The unit of a user's manager that reads tmpfiles.d; nobody enables it by default.
+pub const TMPFILES_SETUP: &str = "systemd-tmpfiles-setup.service";
 
 /// A file of a deployment directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +49,13 @@ pub enum Step {
         remote: Option<Utf8PathBuf>,
         /// Everything but the root file system.
         files: Vec<DeployFile>,
+    },
+    /// Write the owner layer that an ordinary user's deployment needs, unless it is there.
+    MakeOwners {
+        /// The deployment, which is staged already.
+        slot: Slot,
+        /// The tree it is made from.
+        commit: String,
     },
     /// Move a ref of the store.
     SetRef {
@@ -120,6 +131,8 @@ pub enum Step {
         /// The unit.
         unit: String,
     },
+    /// Have the user's manager create what tmpfiles.d files say when it starts.
+    EnableTmpfiles,
     /// Create what an installed tmpfiles.d file says.
     CreateTmpfiles {
         /// The file.
@@ -154,6 +167,8 @@ pub enum Step {
         /// The file.
         target: Utf8PathBuf,
     },
+    /// Remove the owner layers that no deployment needs any more.
+    SweepOwners,
     /// Remove a directory of the container's own, with all below it.
     RemoveTree {
         /// The directory.
@@ -183,6 +198,15 @@ impl Step {
                 remote.as_deref(),
                 files,
             ),
+            Self::MakeOwners { slot, commit } => {
+                let config = host.config();
+                let owners = OwnerLayer::of(config, &Store::open(config)?, commit)?;
+                match owners {
+                    Some(owners) => owners.make(config, &paths.staged(*slot, id).join("rootfs")),
+                    None => Ok(()),
+                }
+            }
+            Self::SweepOwners => owners::sweep(host.config()),
             Self::SetRef { name, to, .. } => {
                 Store::open(host.config())?.set_ref(name, to.as_deref())
             }
@@ -255,6 +279,7 @@ impl Step {
             Self::Reload => host.with_manager(Manager::reload),
             Self::Enable { unit } => host.with_manager(|manager| manager.enable(unit)),
             Self::Reenable { unit } => host.with_manager(|manager| manager.reenable(unit)),
+            Self::EnableTmpfiles => host.with_manager(|manager| manager.enable(TMPFILES_SETUP)),
             Self::CreateTmpfiles { file } => {
                 // At early boot systemd-tmpfiles-setup.service does it, with all file systems there.
                 if host.is_offline() {

@@ -105,6 +105,15 @@ impl Layer {
         self.file(&format!("{directory}/.wh.{name}"), 0o644, "")
     }
 
+    /// An extended attribute of the entry that follows.
+    pub fn xattr(mut self, name: &str, value: &[u8]) -> Self {
+        let key = format!("SCHILY.xattr.{name}");
+        self.builder
+            .append_pax_extensions([(key.as_str(), value)])
+            .unwrap();
+        self
+    }
+
     pub fn fifo(mut self, path: &str) -> Self {
         let mut header = Self::header(tar::EntryType::Fifo, 0o644, 0, 0);
         self.builder
