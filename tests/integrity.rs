@@ -33,6 +33,33 @@ fn a_write_through_a_deployment_is_reported_and_repaired() {
     assert_eq!(host.atomic_ok("verify web"), "");
     host.atomic_ok(&format!("images verify {reference}"));
 
+    // A label that the host's policy gave a file since is no damage.
+    let file = format!("{C}/web.0/rootfs/etc/group");
+    host.ok(&format!(
+        "setfattr -n security.selinux -v system_u:object_r:etc_t:s0 {file}"
+    ));
+    let found = host.atomic("verify web --json");
+    let told: Value = serde_json::from_str(&found.out()).unwrap();
+    assert_eq!(
+        (&told["problems"], &told["relabelled"]),
+        (&json!([]), &json!(["/etc/group"]))
+    );
+    assert!(
+        found.code() == 1 && found.err().contains("but for SELinux labels"),
+        "{}",
+        found.err()
+    );
+    let image = host.atomic(&format!("images verify {reference}"));
+    assert!(
+        image.code() == 1 && image.out().contains("LABELS"),
+        "{}{}",
+        image.out(),
+        image.err()
+    );
+    let again = host.atomic(&format!("pull {reference}"));
+    assert!(!again.err().contains("Pulling layer"), "{}", again.err());
+    host.ok(&format!("setfattr -x security.selinux {file}"));
+
     write_through(&host, &format!("{C}/web.0/rootfs/srv/index.html"));
     let found = host.atomic("verify web");
     assert_eq!(found.code(), 1);

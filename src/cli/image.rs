@@ -14,7 +14,7 @@ use crate::image::{Reference, Transport, short_id};
 use crate::pull::Remote;
 use crate::safefs::Files as _;
 use crate::store::images::StoredImage;
-use crate::store::verify::MAX_SHOWN;
+use crate::store::verify::{Findings, MAX_SHOWN};
 use crate::store::{ImageTree, Store};
 use crate::transaction::Host;
 
@@ -310,11 +310,19 @@ impl VerifyImage {
         let mut shown = Vec::new();
         let mut bad = Vec::new();
         for image in &images {
-            let damage = if self.no_validate {
-                Vec::new()
+            let findings = if self.no_validate {
+                Findings::default()
             } else {
-                store.verify_image(image)?.lines()
+                store.verify_image(image)?
             };
+            let damage = findings.lines();
+            if !findings.relabelled.is_empty() {
+                call.out.note(format!(
+                    "{}: {} files have another SELinux label than when they were stored",
+                    image.name,
+                    findings.relabelled.len()
+                ));
+            }
             for line in damage.iter().take(MAX_SHOWN) {
                 call.out.note(format!("{}: {line}", image.name));
             }
@@ -331,17 +339,17 @@ impl VerifyImage {
                 self.newest(call, image)
             };
             let differs = remote.as_ref().is_some_and(|id| *id != image.id());
-            if differs || !damage.is_empty() {
+            if differs || !damage.is_empty() || !findings.relabelled.is_empty() {
                 bad.push(image.name.clone());
             }
-            shown.push((image, damage, remote, differs));
+            shown.push((image, damage, remote, differs, findings.relabelled));
         }
         if self.json {
             let rows: Vec<_> = shown
                 .iter()
-                .map(|(image, damage, remote, differs)| {
+                .map(|(image, damage, remote, differs, relabelled)| {
                     json!({"name": image.name, "id": image.id(), "remote_id": remote,
-                           "differs": differs, "damage": damage})
+                           "differs": differs, "damage": damage, "relabelled": relabelled})
                 })
                 .collect();
             call.out.json(&json!({"version": 1, "images": rows}))?;
@@ -349,8 +357,10 @@ impl VerifyImage {
             let short = |id: &str| short_id(id).to_owned();
             let rows: Vec<Vec<String>> = shown
                 .iter()
-                .filter(|(_, damage, _, differs)| self.verbose || *differs || !damage.is_empty())
-                .map(|(image, damage, remote, differs)| {
+                .filter(|(_, damage, _, differs, relabelled)| {
+                    self.verbose || *differs || !damage.is_empty() || !relabelled.is_empty()
+                })
+                .map(|(image, damage, remote, differs, relabelled)| {
                     vec![
                         image.name.clone(),
                         short(&image.id()),
@@ -358,6 +368,7 @@ impl VerifyImage {
                         match (damage.is_empty(), differs) {
                             (false, _) => "DAMAGED",
                             (true, true) => "YES",
+                            (true, false) if !relabelled.is_empty() => "LABELS",
                             (true, false) => "NO",
                         }
                         .to_owned(),

@@ -44,21 +44,32 @@ impl Verify {
         let Some(name) = name else {
             return self.image.run(call);
         };
-        let problems = container::verify(call.config, &name)?;
+        let drift = container::verify(call.config, &name)?;
         if self.image.is_json() {
-            call.out
-                .json(&json!({"version": 1, "name": name, "problems": problems}))?;
+            call.out.json(&json!({
+                "version": 1, "name": name, "problems": drift.problems,
+                "relabelled": drift.relabelled,
+            }))?;
         } else {
-            for problem in problems.iter().take(MAX_SHOWN) {
-                call.out.line(problem)?;
+            let relabelled = drift.relabelled.iter();
+            let relabelled = relabelled.map(|path| format!("{path} has another SELinux label"));
+            let lines: Vec<String> = drift.problems.iter().cloned().chain(relabelled).collect();
+            for line in lines.iter().take(MAX_SHOWN) {
+                call.out.line(line)?;
             }
-            if problems.len() > MAX_SHOWN {
+            if lines.len() > MAX_SHOWN {
                 call.out
-                    .line(format!("and {} more", problems.len() - MAX_SHOWN))?;
+                    .line(format!("and {} more", lines.len() - MAX_SHOWN))?;
             }
         }
-        if problems.is_empty() {
+        if drift.is_none() {
             return Ok(ExitCode::SUCCESS);
+        }
+        if drift.problems.is_empty() {
+            fail!(
+                Kind::Invalid,
+                "{name} is as it was deployed but for SELinux labels: \"restorecon -R\" gives files those of the host's policy"
+            );
         }
         fail!(
             Kind::Invalid,

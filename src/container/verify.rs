@@ -14,13 +14,14 @@ use crate::fail;
 use crate::image::Reference;
 use crate::pull::{Progress, Remote};
 use crate::store::Store;
+use crate::store::verify::Drift;
 use crate::transaction::{DeployFile, Host, Plan, Step};
 use crate::transport::Access;
 
-/// What is wrong with the deployment in use; nothing if all is well.
+/// How the deployment in use differs from what was deployed.
 ///
 /// Every file of the deployment is read, so a large one takes its time.
-pub fn verify(config: &Config, name: &ContainerName) -> Result<Vec<String>> {
+pub fn verify(config: &Config, name: &ContainerName) -> Result<Drift> {
     let slot = change::require(config, name)?;
     let paths = Paths::new(config, name);
     let deployment = paths.slot(slot);
@@ -37,17 +38,18 @@ pub fn verify(config: &Config, name: &ContainerName) -> Result<Vec<String>> {
     }
     if info.remote.is_some() {
         // What is elsewhere is not ours to judge.
-        return Ok(problems);
+        return Ok(Drift {
+            problems,
+            ..Drift::default()
+        });
     }
     let store = Store::open(config)?;
     let image = current_image(&store, &info)?;
     let tree = store.image_tree(&image)?;
-    problems.extend(store.verify_deployment(
-        &tree,
-        &deployment.join("rootfs"),
-        &mount_points(&deployment),
-    )?);
-    Ok(problems)
+    let rootfs = deployment.join("rootfs");
+    let mut drift = store.verify_deployment(&tree, &rootfs, &mount_points(&deployment))?;
+    drift.problems.splice(0..0, problems);
+    Ok(drift)
 }
 
 /// Compute the repair of the deployment in use: its image is healed from where it was pulled, if it

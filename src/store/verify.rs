@@ -15,6 +15,7 @@ use crate::error::{Context as _, Result};
 use crate::image::digest::hex;
 use crate::image::refname::{blob_ref, image_ref, tree_ref};
 use crate::image::{Digest, Manifest};
+use crate::selinux::Labels;
 use crate::store::images::StoredImage;
 
 /// Enough lines to know what is wrong; the rest is counted.
@@ -55,6 +56,24 @@ pub struct Findings {
     pub damaged: Vec<Damaged>,
     /// What is wrong beyond single objects.
     pub problems: Vec<String>,
+    /// Files of which only the `SELinux` label is another one than when they were stored.
+    pub relabelled: Vec<String>,
+}
+
+/// How a deployment differs from what was deployed.
+#[derive(Debug, Clone, Default)]
+pub struct Drift {
+    /// What is wrong.
+    pub problems: Vec<String>,
+    /// Files of which only the `SELinux` label is another one than when they were stored.
+    pub relabelled: Vec<String>,
+}
+
+impl Drift {
+    /// True if nothing differs.
+    pub fn is_none(&self) -> bool {
+        self.problems.is_empty() && self.relabelled.is_empty()
+    }
 }
 
 impl Findings {
@@ -182,6 +201,10 @@ impl Store {
             findings.objects += 1;
             let object = kind.object();
             if let Err(error) = self.repo.fsck_object(object, &hex(checksum), NO_CANCEL) {
+                if kind == Kind::File && self.differs_in_label(checksum, path) {
+                    findings.relabelled.push(format!("/{path}"));
+                    return;
+                }
                 findings.damaged.push(Damaged {
                     kind,
                     checksum: *checksum,
@@ -213,11 +236,11 @@ impl Store {
         commit: &str,
         rootfs: &Utf8Path,
         mount_points: &HashSet<String>,
-    ) -> Result<Vec<String>> {
+    ) -> Result<Drift> {
         let root = objects::commit_root(&self.repo, commit)?;
-        let mut problems = Vec::new();
-        self.compare_dir(rootfs, "", &root, mount_points, &mut problems)?;
-        Ok(problems)
+        let mut drift = Drift::default();
+        self.compare_dir(rootfs, "", &root, mount_points, &mut drift)?;
+        Ok(drift)
     }
 
     fn compare_dir(
@@ -226,8 +249,9 @@ impl Store {
         path: &str,
         (tree, meta): &(Checksum, Checksum),
         mount_points: &HashSet<String>,
-        problems: &mut Vec<String>,
+        drift: &mut Drift,
     ) -> Result<()> {
+        let problems = &mut drift.problems;
         let at = rootfs.join(path);
         let Ok(found) = std::fs::symlink_metadata(&at) else {
             problems.push(format!("/{path} is missing"));
@@ -260,31 +284,43 @@ impl Store {
         }
         for (name, checksum) in &entries.files {
             let path = join(path, name);
-            if let Some(problem) = self.compare_file(&rootfs.join(&path), checksum) {
-                problems.push(format!("/{path} {problem}"));
+            let at = rootfs.join(&path);
+            if let Some(good) = self.shared_with_store(&at, checksum) {
+                // One file with two names: a write through either damages both.
+                if !good && self.differs_in_label(checksum, &path) {
+                    drift.relabelled.push(format!("/{path}"));
+                } else if !good {
+                    drift.problems.push(format!(
+                        "/{path} was written to, and so was the store's copy"
+                    ));
+                }
+            } else if let Some(problem) = self.compare_file(&at, checksum) {
+                drift.problems.push(format!("/{path} {problem}"));
             }
         }
         for (name, below) in &entries.dirs {
-            self.compare_dir(rootfs, &join(path, name), below, mount_points, problems)?;
+            self.compare_dir(rootfs, &join(path, name), below, mount_points, drift)?;
         }
         Ok(())
+    }
+
+    /// For a deployed file that is the store's own: whether the store's object is good.
+    fn shared_with_store(&self, at: &Utf8Path, checksum: &Checksum) -> Option<bool> {
+        let id = |path: &Utf8Path| {
+            let found = std::fs::symlink_metadata(path).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        (id(at)? == id(&self.loose_path(checksum))?).then(|| {
+            self.repo
+                .fsck_object(ObjectType::File, &hex(checksum), NO_CANCEL)
+                .is_ok()
+        })
     }
 
     fn compare_file(&self, at: &Utf8Path, checksum: &Checksum) -> Option<String> {
         let Ok(found) = std::fs::symlink_metadata(at) else {
             return Some("is missing".into());
         };
-        let object = self.loose_path(checksum);
-        if let Ok(stored) = std::fs::symlink_metadata(&object)
-            && (stored.dev(), stored.ino()) == (found.dev(), found.ino())
-        {
-            // One file with two names: a write through either damages both.
-            return self
-                .repo
-                .fsck_object(ObjectType::File, &hex(checksum), NO_CANCEL)
-                .err()
-                .map(|_| "was written to, and so was the store's copy".into());
-        }
         let Ok((stream, info, _)) = self.repo.load_file(&hex(checksum), NO_CANCEL) else {
             return Some("cannot be compared: the store's copy is damaged".into());
         };
@@ -315,6 +351,45 @@ impl Store {
                 same_bytes(&mut file, &mut stream.into_read())
             });
         (!same).then(|| "has another content".into())
+    }
+
+    /// True if an object that is not what its name says would be with another `SELinux` label: the
+    /// host labels files anew where its policy was switched on, or changed, after they were stored.
+    fn differs_in_label(&self, checksum: &Checksum, path: &str) -> bool {
+        const LABEL: &[u8] = b"security.selinux\0";
+        let name = hex(checksum);
+        let Ok((_, info, xattrs)) = self.repo.load_file(&name, NO_CANCEL) else {
+            return false;
+        };
+        let others = xattrs
+            .get::<Vec<(Vec<u8>, Vec<u8>)>>()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(name, _)| name != LABEL);
+        let without: Vec<_> = others.collect();
+        let mut candidates = vec![without.clone()];
+        let mode = info.attribute_uint32("unix::mode");
+        if let Ok(Some(labels)) = Labels::of_host()
+            && let Some(label) = labels.look_up(path, mode)
+        {
+            let mut with = without;
+            with.push((LABEL.to_vec(), label));
+            with.sort();
+            candidates.push(with);
+        }
+        candidates.into_iter().any(|xattrs| {
+            let Ok((stream, info, _)) = self.repo.load_file(&name, NO_CANCEL) else {
+                return false;
+            };
+            let computed = ostree::checksum_file_from_input(
+                &info,
+                Some(&xattrs.to_variant()),
+                stream.as_ref(),
+                ObjectType::File,
+                NO_CANCEL,
+            );
+            computed.is_ok_and(|computed| computed.to_hex() == name)
+        })
     }
 
     fn loose_path(&self, checksum: &Checksum) -> Utf8PathBuf {
