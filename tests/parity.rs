@@ -102,6 +102,9 @@ fn called_by_the_originals_name_it_takes_the_originals_words() {
     assert_eq!(none, "[]\n");
     let unknown = host.run("atomic images tag nosuch new");
     assert_eq!(unknown.code(), 1);
+    let inspected: Value =
+        serde_json::from_str(&host.ok("atomic containers inspect test-system")).unwrap();
+    assert_eq!(inspected["name"], "test-system");
     host.ok("atomic -y containers delete test-system");
     assert_eq!(host.ok("atomic containers list --all"), "");
 }

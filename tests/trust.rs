@@ -48,6 +48,11 @@ fn only_what_the_right_key_signed_is_pulled() {
         assert_eq!(output.code(), 0, "{}", output.err());
     }
     host.atomic_ok(&format!("pull {}", registry.name("signed")));
+    let info = host.atomic_ok(&format!("images info {address}/signed"));
+    assert!(
+        info.contains("\nSignature policy: signedBy /root/good.pub\n"),
+        "{info}"
+    );
     for name in ["unsigned", "wrong"] {
         let refused = host.atomic(&format!("pull {}", registry.name(name)));
         assert_eq!(refused.code(), 1, "{name}");
@@ -71,7 +76,15 @@ fn only_what_the_right_key_signed_is_pulled() {
     assert!(!host.atomic_ok("trust show").contains(&address));
     let refused = host.atomic(&format!("pull {}", registry.name("wrong")));
     assert_eq!(refused.code(), 1, "nothing is accepted by default any more");
-    host.atomic_ok("trust default accept");
+    // Another file may be named, for this program and skopeo alike.
+    let other = host.sh(&format!(
+        "echo '{{\"default\": [{{\"type\": \"insecureAcceptAnything\"}}]}}' > /root/policy; TRUST_POLICY=/root/policy atomic-rs pull {}",
+        registry.name("wrong")
+    ));
+    assert_eq!(other.code(), 0, "{}", other.err());
+    let refused = host.atomic("trust reset");
+    assert_eq!(refused.code(), 2, "it asks first");
+    host.atomic_ok("-y trust reset");
     host.atomic_ok(&format!("pull {}", registry.name("wrong")));
     for wrong in [
         "trust add x",

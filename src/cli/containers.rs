@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::args::{ChangeArgs, ListArgs};
-use super::{Call, rollback, uninstall, update};
+use super::{Call, inspect, rollback, uninstall, update};
 use crate::container::list::{self, Row};
 use crate::deployment::ContainerName;
 use crate::error::{Kind, Result};
@@ -24,6 +24,7 @@ enum Verb {
     /// Update a container to what the store has; see "atomic-rs update" for one that pulls first
     Update(Box<update::Update>),
     Rollback(rollback::Rollback),
+    Inspect(inspect::InspectContainer),
 }
 
 /// List containers: running ones, or all of them
@@ -88,6 +89,7 @@ impl Containers {
             Verb::Delete(verb) => verb.run(call),
             Verb::Update(verb) => verb.run(call, false),
             Verb::Rollback(verb) => verb.run(call),
+            Verb::Inspect(verb) => verb.run(call),
         }
     }
 }

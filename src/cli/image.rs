@@ -17,6 +17,7 @@ use crate::store::images::StoredImage;
 use crate::store::verify::{Findings, MAX_SHOWN};
 use crate::store::{ImageTree, Store};
 use crate::transaction::Host;
+use crate::transport::trust::Policy;
 
 /// Give an image another name
 #[derive(Debug, clap::Args)]
@@ -145,12 +146,22 @@ impl ImageInfo {
         let (store, image) = find(call, &self.image)?;
         let config = store.image_config(&image)?;
         let variables = template_variables(&store, &image)?;
+        let from = image.source.as_deref().unwrap_or(&image.name);
+        // A policy that cannot be read is no reason to hide the rest.
+        let trust = Policy::load(call.config)
+            .and_then(|policy| Ok(policy.rule_for(&from.parse()?)))
+            .map_err(|error| call.out.note(error.to_string()))
+            .ok();
         if self.json {
             call.out.json(&json!({
                 "version": 1,
                 "name": image.name,
                 "id": image.id(),
                 "labels": config.config.labels,
+                "policy": trust.map(|trust| json!({
+                    "type": trust.kind, "transport": trust.transport,
+                    "scope": trust.scope, "keys": trust.keys,
+                })),
                 "variables": variables.iter().map(|variable| json!({
                     "name": variable.name,
                     "default": variable.default,
@@ -189,6 +200,11 @@ impl ImageInfo {
                 };
                 call.out.line(format!("{}: {value}", variable.name))?;
             }
+        }
+        if let Some(trust) = trust {
+            let words: Vec<String> = [trust.kind].into_iter().chain(trust.keys).collect();
+            call.out
+                .line(format!("\nSignature policy: {}", words.join(" ")))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -11,8 +11,25 @@ use crate::store::Store;
 #[derive(Debug, clap::Args)]
 pub struct Inspect {
     /// Container, image, or the beginning of an image id (at least 4 digits)
+    #[arg(value_name = "NAME|IMAGE")]
+    name: String,
+}
+
+/// Print all that is known about a container, as JSON
+#[derive(Debug, clap::Args)]
+pub struct InspectContainer {
+    /// Installed container
     #[arg(value_name = "NAME")]
     name: String,
+}
+
+impl InspectContainer {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let name: ContainerName = self.name.parse()?;
+        call.out
+            .json(&container::inspect::container(call.config, &name)?)?;
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 impl Inspect {

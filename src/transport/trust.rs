@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::policy::policy_path;
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::{Name, Reference, Transport};
 use crate::{fail, safefs};
 
 /// What is asked of an image.
@@ -79,6 +80,29 @@ impl Policy {
         rules
     }
 
+    /// The rule for one image: that of the most specific scope. Source: containers-policy.json(5).
+    pub fn rule_for(&self, reference: &Reference) -> Rule {
+        let text = reference.to_skopeo();
+        let transport = text.split(':').next().unwrap_or_default();
+        let scopes = &self.value["transports"][transport];
+        let names = match (&reference.transport, &reference.name) {
+            (Transport::Registry { .. }, Some(name)) => scopes_of(name),
+            _ => Vec::new(),
+        };
+        let found = names
+            .iter()
+            .map(String::as_str)
+            .chain([""])
+            .find_map(|scope| Some((scope, scopes.get(scope)?)));
+        match found {
+            Some((scope, requirements)) => {
+                let scope = if scope.is_empty() { "*" } else { scope };
+                rule(transport, scope, requirements)
+            }
+            None => rule("", "*", &self.value["default"]),
+        }
+    }
+
     /// What is asked of images for which there is no rule.
     pub fn set_default(&mut self, trust: &Trust) -> Result<()> {
         let value = requirements(trust)?;
@@ -142,6 +166,24 @@ impl Policy {
             .as_object_mut()
             .ok_or_else(|| Error::new(Kind::Invalid, format!("{path} is not a JSON object")))
     }
+}
+
+/// The scopes an image in a registry belongs to, the most specific first.
+fn scopes_of(name: &Name) -> Vec<String> {
+    let repository = name.without_tag();
+    let mut scopes = vec![name.to_string()];
+    let mut above = Some(repository.as_str());
+    while let Some(scope) = above {
+        scopes.push(scope.to_owned());
+        above = scope.rsplit_once('/').map(|(above, _)| above);
+    }
+    let host = name.registry().unwrap_or("docker.io");
+    let mut domain = host.split_once('.').map(|(_, domain)| domain);
+    while let Some(parent) = domain {
+        scopes.push(format!("*.{parent}"));
+        domain = parent.split_once('.').map(|(_, domain)| domain);
+    }
+    scopes
 }
 
 fn rule(transport: &str, scope: &str, requirements: &Value) -> Rule {
@@ -267,4 +309,48 @@ fn sigstore_file(config: &Config, scope: &str) -> PathBuf {
         .registries_d
         .as_std_path()
         .join(format!("{name}.yaml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_scope_decides() {
+        let of = |text: &str| scopes_of(&text.parse().unwrap());
+        assert_eq!(
+            of("r.example.org:5000/a/b:1"),
+            [
+                "r.example.org:5000/a/b:1",
+                "r.example.org:5000/a/b",
+                "r.example.org:5000/a",
+                "r.example.org:5000",
+                "*.example.org:5000",
+                "*.org:5000",
+            ]
+        );
+        let policy = Policy {
+            path: PathBuf::new(),
+            value: json!({
+                "default": [{"type": "reject"}],
+                "transports": {"docker": {"a.b/c": [{"type": "insecureAcceptAnything"}],
+                                          "a.b": [{"type": "signedBy", "keyPath": "/k"}]},
+                               "oci": {"": [{"type": "insecureAcceptAnything"}]}}}),
+        };
+        for (image, kind, scope) in [
+            ("a.b/c:1", "insecureAcceptAnything", "a.b/c"),
+            ("a.b/c/d", "insecureAcceptAnything", "a.b/c"),
+            ("http:a.b/d", "signedBy", "a.b"),
+            ("c.d/e", "reject", "*"),
+            ("oci:/srv/x", "insecureAcceptAnything", "*"),
+            ("dir:/srv/x", "reject", "*"),
+        ] {
+            let rule = policy.rule_for(&image.parse().unwrap());
+            assert_eq!(
+                (rule.kind.as_str(), rule.scope.as_str()),
+                (kind, scope),
+                "{image}"
+            );
+        }
+    }
 }
