@@ -6,6 +6,7 @@
 //! - [`container`]: system and user containers: install, update, rollback, uninstall, run, verify, mount
 //! - [`transaction`]: a change as data: plan, journal, apply, undo, recover
 //! - [`deployment`]: one deployment on disk: names, paths, `info`, ledger
+//! - [`hostfiles`]: files that images bring for the host: what is wanted, installed, on the disk
 //! - [`pull`]: reference in, stored image out
 //! - [`runtime`]: OCI runtimes and their `config.json`, user namespaces, health commands
 //! - [`template`]: `$NAME` substitution, Tera, variables, escaping by context
@@ -29,6 +30,7 @@ pub mod config;
 pub mod container;
 pub mod deployment;
 pub mod error;
+pub mod hostfiles;
 pub mod image;
 pub mod interrupt;
 pub mod pull;

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use super::Call;
 use crate::container;
 use crate::deployment::{ContainerName, Paths};
-use crate::error::Result;
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::store::Store;
 
@@ -28,6 +28,26 @@ impl InspectContainer {
         let name: ContainerName = self.name.parse()?;
         call.out
             .json(&container::inspect::container(call.config, &name)?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Tell which container put a file on the host; exit 1 if none did
+#[derive(Debug, clap::Args)]
+pub struct WhichContainer {
+    /// A path of the host
+    #[arg(value_name = "PATH")]
+    path: camino::Utf8PathBuf,
+}
+
+impl WhichContainer {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let path = camino::absolute_utf8(&self.path)
+            .kind(Kind::Invalid, || format!("{} is not a path", self.path))?;
+        let Some(name) = container::hostfiles::owner(call.config, &path)? else {
+            fail!(Kind::NotFound, "no container put {path} there");
+        };
+        call.out.line(name.as_str())?;
         Ok(ExitCode::SUCCESS)
     }
 }

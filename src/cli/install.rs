@@ -50,6 +50,9 @@ pub struct Install {
     /// or the configuration says]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     auto_update: Option<bool>,
+    /// Let the image put files at or below this path of the host, which is closed to images otherwise
+    #[arg(long, value_name = "PATH")]
+    allow_host_path: Vec<Utf8PathBuf>,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -124,6 +127,7 @@ impl Install {
         options.user = self.user.clone().filter(|user| !user.is_empty());
         options.health_cmd.clone_from(&self.watch.health_cmd);
         options.watch = self.watch.watch;
+        options.allow_host_paths = self.allow_host_path;
         let reference = self.source.reference(image)?;
         let remote = self.rootfs.as_deref().map(remote_rootfs).transpose()?;
         let name: ContainerName = match &self.name {
@@ -236,8 +240,7 @@ impl RunArgs {
                 (false, WritableArg::Ephemeral) => Writable::Ephemeral,
                 (false, WritableArg::Persist) => Writable::Persist,
             },
-            health_cmd: None,
-            watch: None,
+            ..RunOptions::default()
         })
     }
 }

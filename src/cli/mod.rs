@@ -123,6 +123,7 @@ enum Verb {
     Images(images::Images),
     Push(export::Push),
     Inspect(inspect::Inspect),
+    WhichContainer(inspect::WhichContainer),
     #[command(hide = true)]
     Info(image::ImageInfo),
     #[command(hide = true)]
@@ -231,6 +232,7 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::Images(verb) => verb.run(&mut call),
         Verb::Push(verb) => verb.run(&mut call),
         Verb::Inspect(verb) => verb.run(&mut call),
+        Verb::WhichContainer(verb) => verb.run(&mut call),
         Verb::Info(verb) => verb.run(&mut call),
         Verb::Version(verb) => verb.run(&mut call),
         Verb::Help(verb) => verb.run(&mut call),
@@ -269,6 +271,7 @@ impl Verb {
             Self::Images(_) => "images",
             Self::Push(_) => "push",
             Self::Inspect(_) => "inspect",
+            Self::WhichContainer(_) => "which-container",
             Self::Info(_) => "info",
             Self::Version(_) => "version",
             Self::Help(_) => "help",

@@ -38,6 +38,10 @@ pub struct Update {
     /// in use could not be put back
     #[arg(long)]
     force: bool,
+    /// Let the image put files at or below this path of the host, which is closed to images otherwise;
+    /// kept from now on
+    #[arg(long, value_name = "PATH")]
+    allow_host_path: Vec<camino::Utf8PathBuf>,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -119,6 +123,7 @@ impl Update {
             dry: self.change.is_dry(),
             health_cmd: self.watch.health_cmd,
             watch: self.watch.watch,
+            allow_host_paths: self.allow_host_path,
             ..container::Update::new(name)
         };
         let outcome = container::update(&host, &request, &mut PullProgress::new())?;

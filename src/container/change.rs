@@ -1,8 +1,11 @@
 //! What install, update, rollback and uninstall have in common.
 
+use camino::Utf8Path;
+
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::{Error, Kind, Result};
+use crate::hostfiles::Comparison;
 use crate::safefs::Lock;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
 use crate::systemd::tmpfiles;
@@ -11,6 +14,7 @@ use crate::transaction::{
 };
 
 use super::effects::Effects;
+use super::hostfiles;
 use super::render::Rendered;
 
 /// A computed change, not applied yet. It holds the container's lock, so that what was computed
@@ -166,6 +170,7 @@ pub(super) fn deploy(
     slot: Slot,
     (image, tree): (&str, Option<String>),
     rendered: Rendered,
+    files: Comparison,
 ) -> Result<Change> {
     let paths = Paths::new(host.config(), &plan.name);
     plan.subject = Some(Subject {
@@ -179,6 +184,7 @@ pub(super) fn deploy(
     });
     pin_steps(store, &mut plan, slot, image)?;
     deploy_steps(&paths, &mut plan, slot, tree, &rendered);
+    hostfiles::steps(&mut plan, Some(slot), &files);
     switch_steps(
         host,
         &paths,
@@ -189,7 +195,7 @@ pub(super) fn deploy(
     Ok(Change {
         plan,
         effects: Effects::default(),
-        notes: rendered.notes,
+        notes: rendered.notes.into_iter().chain(files.notes).collect(),
         _lock: lock,
     })
 }
@@ -280,6 +286,21 @@ fn deploy_steps(
         rendered.unit.as_deref(),
         rendered.tmpfiles.as_deref(),
     );
+}
+
+/// The steps that give a deployment that is in place another `info`.
+pub(super) fn rewrite_info(plan: &mut Plan, deployment: &Utf8Path, info: &Info) {
+    let target = deployment.join("info");
+    plan.stage.push(Step::StageFile {
+        target: target.clone(),
+        content: info.to_text(),
+        mode: 0o600,
+    });
+    plan.switch.push(Step::PlaceFile {
+        target: target.clone(),
+        replaces: true,
+    });
+    plan.close.push(Step::DropFile { target });
 }
 
 /// The steps that make the owner layer a deployment needs, if it needs one.

@@ -10,6 +10,7 @@ use super::render::Rendered;
 use crate::deployment::{Info, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
+use crate::hostfiles::Comparison;
 use crate::image::{Descriptor, ImageConfig, short_id};
 
 /// Images unpack to about so many times their compressed size; only downloads show how many.
@@ -310,6 +311,21 @@ impl Effects {
             _ => return,
         };
         self.files.push(FileChange { path, change });
+    }
+
+    /// Note what becomes of the image's files on the host.
+    pub fn host_files(&mut self, compared: &Comparison) {
+        let of = |path: &Utf8PathBuf, change| FileChange {
+            path: path.clone(),
+            change,
+        };
+        let dirs = compared.make_dirs.iter().map(|(path, _)| of(path, "added"));
+        let new = compared.create.iter().map(|file| of(&file.target, "added"));
+        let changed = compared.replace.iter();
+        let changed = changed.map(|file| of(&file.target, "changed"));
+        let gone = compared.remove.iter().map(|path| of(path, "removed"));
+        self.files
+            .extend(dirs.chain(new).chain(changed).chain(gone));
     }
 
     /// As lines of text.

@@ -19,6 +19,8 @@ pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
         .ok();
     let row = list::row(config, name, status.as_ref());
     let mut deployments = Vec::new();
+    let record = Info::read(&paths.slot(current)).map(|info| info.installed_files_checksum);
+    let host_files: Vec<String> = record.unwrap_or_default().into_keys().collect();
     for slot in [Slot::Zero, Slot::One] {
         let path = paths.slot(slot);
         if !path.exists() {
@@ -53,6 +55,7 @@ pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
             "sub": status.as_ref().map(|status| &status.sub),
         },
         "command": row.command,
+        "host_files": host_files,
         "deployments": deployments,
     }))
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::change::{self, Outcome, Preview};
+use super::hostfiles;
 use super::preview;
 use super::render::{self, Source, Wishes};
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::deployment::owners::OwnerLayer;
 use crate::deployment::{self, ContainerName, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
+use crate::hostfiles::Record;
 use crate::image::Reference;
 use crate::pull::Remote;
 use crate::runtime::Runtime;
@@ -81,7 +83,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     let image = store.find_one(&request.image)?;
     let slot = Slot::Zero;
     let prepared = Prepared::new(config, &store, &image, request.remote.as_deref())?;
-    let rendered = render::render(
+    let mut rendered = render::render(
         config,
         &runtime,
         name,
@@ -98,8 +100,16 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     if !rendered.info.persistent.is_empty() {
         mounts::check_state_directory(config, name.as_str())?;
     }
+    let files = hostfiles::plan(
+        config,
+        name,
+        prepared.files(),
+        &mut rendered.info,
+        &Record::new(),
+    )?;
     let plan = Plan::new("install", name, None, Some(slot));
-    let effects = preview::install(&paths, &image, &rendered);
+    let mut effects = preview::install(&paths, &image, &rendered);
+    effects.host_files(&files);
     let mut change = change::deploy(
         host,
         &store,
@@ -108,6 +118,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         slot,
         (&image.commit, prepared.commit.clone()),
         rendered,
+        files,
     )?;
     change.effects = effects;
     if let Some(subject) = &mut change.plan.subject {
@@ -154,6 +165,11 @@ impl Prepared {
             id: image.id(),
             remote: None,
         })
+    }
+
+    /// Its files.
+    pub fn files(&self) -> &dyn Files {
+        self.files.as_ref()
     }
 
     pub fn source<'a>(&'a self, image: &'a StoredImage, reference: Option<String>) -> Source<'a> {

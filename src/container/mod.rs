@@ -4,6 +4,7 @@ pub mod all;
 mod change;
 pub mod effects;
 mod exports;
+pub mod hostfiles;
 pub mod inspect;
 mod install;
 pub mod list;

@@ -6,6 +6,7 @@ use super::render::Rendered;
 use super::update::current_image;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::Result;
+use crate::hostfiles::Comparison;
 use crate::pull::Remote;
 use crate::safefs::Lock;
 use crate::store::Store;
@@ -69,7 +70,16 @@ pub(super) fn update(
     let to = from.other();
     let plan = Plan::new("update", name, Some(from), Some(to));
     let tree = info.remote.is_none().then(String::new);
-    let change = change::deploy(host, store, lock, plan, to, ("", tree), like_now)?;
+    let change = change::deploy(
+        host,
+        store,
+        lock,
+        plan,
+        to,
+        ("", tree),
+        like_now,
+        Comparison::default(),
+    )?;
     Ok(Preview {
         plan: Some(change.plan),
         effects,

@@ -178,9 +178,9 @@ pub fn render(
         };
         Some(our_unit(host, source, wishes, generated.as_ref(), &unit)?)
     };
-    if exports.has_host_files {
+    if exports.has_host_files && !host.is_system {
         notes.push(format!(
-            "the image {} has files for the host (exports/hostfs), which this version does not install",
+            "the image {} has files for the host (exports/hostfs), which only root can install",
             source.image
         ));
     }
@@ -198,6 +198,8 @@ pub fn render(
             // Where they cannot be told from the image's defaults they never can be.
             user_values: wishes.inherited.is_none().then(|| wishes.values.clone()),
             has_container_service: has_service,
+            installed_files_template: exports.manifest.installed_files_template.clone(),
+            rename_installed_files: exports.manifest.rename_files.clone(),
             use_links: exports.manifest.use_links.unwrap_or(true),
             system_package: Some("no".into()),
             remote: source.remote.as_ref().map(ToString::to_string),

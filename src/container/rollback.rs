@@ -2,6 +2,7 @@
 
 use super::change::{self, Change};
 use super::effects::{Effects, ImageMark};
+use super::hostfiles;
 use crate::deployment::{ContainerName, Info, Paths, read_config};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
@@ -71,6 +72,22 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
     }
     effects.file(paths.unit(), unit_text.as_deref());
     effects.file(paths.tmpfiles(), tmpfiles_text.as_deref());
+    // Old deployments may have no record; then their files are found as those of anybody else.
+    let mut target_info = info.clone();
+    let before = Info::read(&paths.slot(from)).map(|info| info.installed_files_checksum);
+    let tree = hostfiles::files_of(host.config(), &info, &target)?;
+    let files = hostfiles::plan(
+        host.config(),
+        name,
+        tree.as_ref(),
+        &mut target_info,
+        &before.unwrap_or_default(),
+    )?;
+    effects.host_files(&files);
+    hostfiles::steps(&mut plan, Some(to), &files);
+    if target_info != info {
+        change::rewrite_info(&mut plan, &target, &target_info);
+    }
     change::switch_steps(
         host,
         &paths,
@@ -81,9 +98,12 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
     Ok(Change {
         plan,
         effects,
-        notes: vec![format!(
+        notes: [format!(
             "Rolling back container {name} to the checkout at {target}"
-        )],
+        )]
+        .into_iter()
+        .chain(files.notes)
+        .collect(),
         _lock: lock,
     })
 }

@@ -4,6 +4,7 @@ use camino::Utf8PathBuf;
 
 use super::change::{self, Change};
 use super::effects::Effects;
+use super::hostfiles;
 use crate::deployment::{ContainerName, Info, Paths, Slot};
 use crate::error::Result;
 use crate::store::Store;
@@ -35,12 +36,12 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         .filter(|slot| paths.slot(*slot).exists())
         .collect();
     let mut data: Vec<Utf8PathBuf> = Vec::new();
-    let mut host_files = false;
+    let mut packaged = false;
     for slot in &slots {
         // A broken info hides nothing but the data directories, which stay.
         match Info::read(&paths.slot(*slot)) {
             Ok(info) => {
-                host_files |= !info.installed_files.is_empty() || info.rpm_installed.is_some();
+                packaged |= info.rpm_installed.is_some();
                 data.extend(info.persistent.into_iter().map(Utf8PathBuf::from));
             }
             Err(error) => tracing::warn!(%error, "cannot tell where the data of {name} are"),
@@ -56,6 +57,9 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         plan.stop.push(Step::Disable { unit });
     }
     change::host_file_steps(&paths, &mut plan, None, None);
+    let record = Info::read(&paths.slot(from)).map(|info| info.installed_files_checksum);
+    let files = hostfiles::removal(config, &record.unwrap_or_default())?;
+    hostfiles::steps(&mut plan, None, &files);
     for slot in &slots {
         plan.switch.push(Step::RemoveDeployment { slot: *slot });
         plan.close.push(Step::DropDeployment { slot: *slot });
@@ -124,16 +128,18 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     };
     effects.file(paths.unit(), None);
     effects.file(paths.tmpfiles(), None);
+    effects.host_files(&files);
     let drop_ins = Utf8PathBuf::from(format!("{}.d", paths.unit()));
     Ok(Uninstalled {
         change: Change {
             plan,
             effects,
-            notes: host_files
+            notes: packaged
                 .then(|| {
-                    format!("the host files or package of {name} were installed by another program and stay")
+                    format!("the package of {name} was installed by another program and stays")
                 })
                 .into_iter()
+                .chain(files.notes)
                 .collect(),
             _lock: lock,
         },

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use camino::Utf8PathBuf;
+
 use super::change::{self, Outcome};
 use super::effects::Fetch as Fetching;
+use super::hostfiles;
 use super::install::Prepared;
 use super::preview;
 use super::render::{self, Wishes};
@@ -54,6 +57,8 @@ pub struct Update {
     pub health_cmd: Option<String>,
     /// A new length of the watch, kept from now on.
     pub watch: Option<u32>,
+    /// Further paths of the host that are open to the image, kept from now on.
+    pub allow_host_paths: Vec<Utf8PathBuf>,
 }
 
 impl Update {
@@ -70,6 +75,7 @@ impl Update {
             dry: false,
             health_cmd: None,
             watch: None,
+            allow_host_paths: Vec::new(),
         }
     }
 }
@@ -120,6 +126,9 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
     }
     options.health_cmd = request.health_cmd.clone().or(options.health_cmd);
     options.watch = request.watch.or(options.watch);
+    options
+        .allow_host_paths
+        .extend(request.allow_host_paths.iter().cloned());
 
     let to = from.other();
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
@@ -144,10 +153,18 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         },
     )?;
     keep_on_record(&mut rendered.info, &info);
+    let files = hostfiles::plan(
+        config,
+        name,
+        prepared.files(),
+        &mut rendered.info,
+        &info.installed_files_checksum,
+    )?;
     if info.persistent.is_empty() && !rendered.info.persistent.is_empty() {
         mounts::check_state_directory(config, name.as_str())?;
     }
-    let effects = preview::compare(&paths, from, &info, &store, &image, &rendered)?;
+    let mut effects = preview::compare(&paths, from, &info, &store, &image, &rendered)?;
+    effects.host_files(&files);
     let plan = Plan::new("update", name, Some(from), Some(to));
     let mut change = change::deploy(
         host,
@@ -157,6 +174,7 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         to,
         (&image.commit, prepared.commit.clone()),
         rendered,
+        files,
     )?;
     change.effects = effects;
     if change.plan.was_active && !request.force {
@@ -284,13 +302,8 @@ pub(super) fn current_image(store: &Store, info: &Info) -> Result<StoredImage> {
     }
 }
 
-/// Files that an older program installed on the host, and what others wrote, stay on record.
+/// What others wrote stays on record.
 fn keep_on_record(new: &mut Info, old: &Info) {
-    new.installed_files.clone_from(&old.installed_files);
-    new.installed_files_checksum = old.installed_files_checksum.clone();
-    new.installed_files_template
-        .clone_from(&old.installed_files_template);
-    new.rename_installed_files = old.rename_installed_files.clone();
     new.rpm_installed.clone_from(&old.rpm_installed);
     new.other.clone_from(&old.other);
 }

@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::change::{self, Change};
 use super::effects::Effects;
+use super::hostfiles;
 use super::update::current_image;
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
@@ -36,6 +37,7 @@ pub fn verify(config: &Config, name: &ContainerName) -> Result<Drift> {
             problems.push(format!("{installed} is not what was installed"));
         }
     }
+    problems.extend(hostfiles::verify(&info)?);
     if info.remote.is_some() {
         // What is elsewhere is not ours to judge.
         return Ok(Drift {

@@ -61,6 +61,9 @@ pub struct RunOptions {
     /// A shell command that tells from inside whether the container works, in place of the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_cmd: Option<String>,
+    /// Paths of the host that are closed to images and that a person opened for this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_host_paths: Vec<Utf8PathBuf>,
     /// Seconds a new version must stay healthy to count; 0: no watch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<u32>,

@@ -51,6 +51,25 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
         .context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 
+/// Rename to a name that must be free.
+///
+/// # Errors
+/// [`Kind::Exists`] if it is not.
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags};
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => {
+            fail!(Kind::Exists, "The file {} already exists.", to.display())
+        }
+        // Not every file system can tell.
+        Err(rustix::io::Errno::INVAL) => rename(from, to),
+        Err(error) => {
+            Err(error).context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+        }
+    }
+}
+
 /// Remove a file or link; one that is not there is fine.
 pub fn remove_if_exists(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {

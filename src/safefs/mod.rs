@@ -8,10 +8,10 @@ mod lock;
 mod root;
 
 pub use atomic::{
-    fsync_dir, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename, replace_file,
-    replace_symlink, sweep_beside, sync_file_system, write_new_file,
+    fsync_dir, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename, rename_new,
+    replace_file, replace_symlink, sweep_beside, sync_file_system, write_new_file,
 };
-pub use files::{FileStat, Files};
+pub use files::{FileStat, Files, Node, Walked};
 pub use lock::{Lock, Mode};
 pub use root::Root;
 

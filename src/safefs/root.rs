@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::files::{FileStat, Files};
+use super::files::{FileStat, Files, Node, Walked};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 
@@ -99,12 +99,74 @@ impl Files for Root {
         Ok(Some(content))
     }
 
+    fn walk(&self, path: &str) -> Result<Vec<Walked>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let mut out = Vec::new();
+        if let Some(top) = self.resolve(nonempty(path), flags, ResolveFlags::NO_SYMLINKS)? {
+            walk_below(&top, "", &mut out)
+                .map_err(|error| error.within(format_args!("{path} in {}", self.path.display())))?;
+        }
+        Ok(out)
+    }
+
     fn is_plain_dir(&self, path: &str) -> Result<bool> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         Ok(self
             .resolve(nonempty(path), flags, ResolveFlags::NO_SYMLINKS)?
             .is_some())
     }
+}
+
+fn walk_below(directory: &File, above: &str, out: &mut Vec<Walked>) -> Result<()> {
+    let failed = || format!("cannot read /{above}");
+    let entries = rustix::fs::Dir::read_from(directory).context(failed)?;
+    let mut names: Vec<String> = Vec::new();
+    for entry in entries {
+        let entry = entry.context(failed)?;
+        let name = entry.file_name().to_str().kind(Kind::Invalid, || {
+            format!("a name below /{above} is not UTF-8")
+        })?;
+        if !matches!(name, "." | "..") {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    for name in names {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(directory, &name, flags, Mode::empty()).context(failed)?;
+        let stat = rustix::fs::fstat(&fd).context(failed)?;
+        let path = if above.is_empty() {
+            name.clone()
+        } else {
+            format!("{above}/{name}")
+        };
+        let node = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Node::Dir,
+            FileType::RegularFile => Node::File,
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&fd, "", Vec::new()).context(failed)?;
+                Node::Link(target.into_string().kind(Kind::Invalid, || {
+                    format!("the target of the link /{path} is not UTF-8")
+                })?)
+            }
+            _ => Node::Other,
+        };
+        let is_dir = node == Node::Dir;
+        out.push(Walked {
+            path: path.clone(),
+            node,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            xattrs: Vec::new(),
+        });
+        if is_dir {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let below = rustix::fs::openat(directory, &name, flags, Mode::empty());
+            walk_below(&File::from(below.context(failed)?), &path, out)?;
+        }
+    }
+    Ok(())
 }
 
 fn nonempty(path: &str) -> &str {

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Store;
-use super::objects::{Checksum, NO_CANCEL, commit_root, read_dirmeta, read_dirtree};
-use crate::error::{Context as _, Result};
+use super::objects::commit_root;
+use super::{ImageTree, Store};
+use crate::error::Result;
 use crate::image::digest::hex;
+use crate::safefs::{Files as _, Node, Walked};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,25 @@ const SET_ID: u32 = 0o6000;
 const CAPABILITY: &str = "security.capability";
 
 impl Entry {
+    fn new(walked: Walked) -> Option<Self> {
+        let kind = match walked.node {
+            Node::Dir => Special::Dir,
+            Node::File => Special::File,
+            Node::Link(_) => Special::Link,
+            Node::Other => return None,
+        };
+        let mut xattrs = walked.xattrs;
+        xattrs.retain(|(name, _)| name == CAPABILITY && kind == Special::File);
+        Some(Self {
+            path: walked.path,
+            kind,
+            uid: walked.uid,
+            gid: walked.gid,
+            mode: walked.mode,
+            xattrs,
+        })
+    }
+
     /// True unless it is only there for what is below it.
     pub fn is_special(&self) -> bool {
         let bits = self.kind == Special::File && self.mode & SET_ID != 0;
@@ -53,67 +73,24 @@ impl Store {
     /// checksum of the tree: equal trees have equal ones, whatever their commits say.
     pub fn special_entries(&self, commit: &str) -> Result<(String, Vec<Entry>)> {
         let (tree, _) = commit_root(&self.repo, commit)?;
-        let mut out = Vec::new();
-        self.add_special(&tree, "", &mut out)?;
-        Ok((hex(&tree), out))
-    }
-
-    fn add_special(&self, tree: &Checksum, above: &str, out: &mut Vec<Entry>) -> Result<()> {
-        let tree = read_dirtree(&self.repo, tree)?;
-        for (name, sum) in &tree.files {
-            let entry = self.file_entry(super::layer_tree::join(above, name), sum)?;
-            if entry.is_special() {
-                out.push(entry);
-            }
-        }
-        for (name, (below, meta)) in &tree.dirs {
-            let meta = read_dirmeta(&self.repo, meta)?;
-            let entry = Entry {
-                path: super::layer_tree::join(above, name),
-                kind: Special::Dir,
-                uid: meta.uid,
-                gid: meta.gid,
-                mode: meta.mode,
-                xattrs: Vec::new(),
+        let mut out: Vec<Entry> = Vec::new();
+        // Directories above the entry at hand that are not in the list yet.
+        let mut above: Vec<Entry> = Vec::new();
+        for walked in ImageTree::open(&self.repo, commit)?.walk("")? {
+            let Some(entry) = Entry::new(walked) else {
+                continue;
             };
-            let (path, special) = (entry.path.clone(), entry.is_special());
-            let before = out.len();
-            out.push(entry);
-            self.add_special(below, &path, out)?;
-            if !special && out.len() == before + 1 {
-                out.pop();
+            above.retain(|dir| {
+                let rest = entry.path.strip_prefix(&dir.path);
+                rest.is_some_and(|rest| rest.starts_with('/'))
+            });
+            if entry.is_special() {
+                out.append(&mut above);
+                out.push(entry);
+            } else if entry.kind == Special::Dir {
+                above.push(entry);
             }
         }
-        Ok(())
-    }
-
-    fn file_entry(&self, path: String, sum: &Checksum) -> Result<Entry> {
-        let (_, info, xattrs) = self
-            .repo
-            .load_file(&hex(sum), NO_CANCEL)
-            .context(|| format!("cannot read the object {}", hex(sum)))?;
-        let is_link = info.file_type() == gio::FileType::SymbolicLink;
-        let xattrs = xattrs
-            .get::<Vec<(Vec<u8>, Vec<u8>)>>()
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|(name, value)| {
-                let name = String::from_utf8(name).ok()?;
-                Some((name.trim_end_matches('\0').to_owned(), value))
-            })
-            .filter(|(name, _)| name == CAPABILITY && !is_link)
-            .collect();
-        Ok(Entry {
-            path,
-            kind: if is_link {
-                Special::Link
-            } else {
-                Special::File
-            },
-            uid: info.attribute_uint32("unix::uid"),
-            gid: info.attribute_uint32("unix::gid"),
-            mode: info.attribute_uint32("unix::mode") & 0o7777,
-            xattrs,
-        })
+        Ok((hex(&tree), out))
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use gio::prelude::*;
 use ostree::Repo;
 
+use super::layer_tree::join;
 use super::objects::{
     Checksum, DirTree, NO_CANCEL, commit_metadata, commit_root, read_dirmeta, read_dirtree,
     write_dirtree,
@@ -15,7 +16,7 @@ use super::objects::{
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::hex;
-use crate::safefs::{FileStat, Files};
+use crate::safefs::{FileStat, Files, Node, Walked};
 
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
@@ -199,6 +200,17 @@ pub struct ImageTree {
     root: (Checksum, Checksum),
 }
 
+const LINK: gio::FileType = gio::FileType::SymbolicLink;
+
+/// Extended attributes as people name them; in objects their names end in NUL.
+fn names_of(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    let name = |name: Vec<u8>| String::from_utf8(name).ok();
+    xattrs
+        .into_iter()
+        .filter_map(|(key, value)| Some((name(key)?.trim_end_matches('\0').to_owned(), value)))
+        .collect()
+}
+
 enum Found {
     File(Checksum),
     Dir(Checksum),
@@ -268,6 +280,42 @@ impl ImageTree {
         Ok((stream, info))
     }
 
+    fn walk_below(&self, tree: &Checksum, above: &str, out: &mut Vec<Walked>) -> Result<()> {
+        let tree = read_dirtree(&self.repo, tree)?;
+        for (name, sum) in &tree.files {
+            let (_, info, xattrs) = self
+                .repo
+                .load_file(&hex(sum), NO_CANCEL)
+                .context(|| format!("cannot read the object {}", hex(sum)))?;
+            let target = info.symlink_target().filter(|_| info.file_type() == LINK);
+            out.push(Walked {
+                path: join(above, name),
+                node: match target {
+                    Some(target) => Node::Link(target.to_string_lossy().into_owned()),
+                    None => Node::File,
+                },
+                mode: info.attribute_uint32("unix::mode") & 0o7777,
+                uid: info.attribute_uint32("unix::uid"),
+                gid: info.attribute_uint32("unix::gid"),
+                xattrs: names_of(xattrs.get::<Vec<(Vec<u8>, Vec<u8>)>>().unwrap_or_default()),
+            });
+        }
+        for (name, (below, meta)) in &tree.dirs {
+            let meta = read_dirmeta(&self.repo, meta)?;
+            let path = join(above, name);
+            out.push(Walked {
+                path: path.clone(),
+                node: Node::Dir,
+                mode: meta.mode,
+                uid: meta.uid,
+                gid: meta.gid,
+                xattrs: names_of(meta.xattrs),
+            });
+            self.walk_below(below, &path, out)?;
+        }
+        Ok(())
+    }
+
     fn symlink_target(&self, sum: &Checksum) -> Result<Option<String>> {
         let (_, info) = self.load(sum)?;
         if info.file_type() != gio::FileType::SymbolicLink {
@@ -330,6 +378,19 @@ impl Files for ImageTree {
         }
         content.truncate(n);
         Ok(Some(content))
+    }
+
+    fn walk(&self, path: &str) -> Result<Vec<Walked>> {
+        let mut at = self.root;
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            match read_dirtree(&self.repo, &at.0)?.dirs.get(part) {
+                Some(below) => at = *below,
+                None => return Ok(Vec::new()),
+            }
+        }
+        let mut out = Vec::new();
+        self.walk_below(&at.0, "", &mut out)?;
+        Ok(out)
     }
 
     fn is_plain_dir(&self, path: &str) -> Result<bool> {

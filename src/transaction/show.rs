@@ -23,6 +23,8 @@ impl fmt::Display for Step {
                 None => write!(f, "remove the ref {name}"),
             },
             Self::StageFile { target, .. } => write!(f, "prepare {target}"),
+            Self::MakeDirectory { path, .. } => write!(f, "create the directory {path}"),
+            Self::StageHostFile { target, .. } => write!(f, "prepare {target}"),
             Self::StopUnit { unit } => write!(f, "stop {unit}"),
             Self::RemoveVolatile { lines } => {
                 write!(f, "empty")?;

@@ -15,6 +15,7 @@ use super::plan::Plan;
 use crate::deployment::owners::{self, OwnerLayer};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
+use crate::hostfiles::Payload;
 use crate::runtime::Health;
 use crate::runtime::userns::Mapping;
 use crate::safefs;
@@ -74,6 +75,22 @@ pub enum Step {
         content: String,
         /// Its mode.
         mode: u32,
+    },
+    /// Make a directory of the host, unless it is there.
+    MakeDirectory {
+        /// The directory.
+        path: Utf8PathBuf,
+        /// Mode, owner and group.
+        owner: (u32, u32, u32),
+    },
+    /// Write a file that the image brings for the host beside where it will go.
+    StageHostFile {
+        /// The deployment it comes from.
+        slot: Slot,
+        /// Where it will go.
+        target: Utf8PathBuf,
+        /// What it is made of.
+        payload: Payload,
     },
     /// Stop the unit.
     StopUnit {
@@ -223,6 +240,22 @@ impl Step {
                 safefs::remove_if_exists(&staged)?;
                 safefs::write_new_file(&staged, content.as_bytes(), *mode)
             }
+            Self::MakeDirectory { path, owner } => make_directory(path, *owner),
+            Self::StageHostFile {
+                slot,
+                target,
+                payload,
+            } => {
+                let fresh = paths.staged(*slot, id);
+                let deployment = if exists(&fresh) {
+                    fresh
+                } else {
+                    paths.slot(*slot)
+                };
+                let staged = beside(target, id, "new");
+                safefs::remove_tree(&staged)?;
+                payload.write(&deployment.join("rootfs"), &staged)
+            }
             Self::StopUnit { unit } => host.with_manager(|manager| manager.stop(unit)),
             Self::RemoveVolatile { lines } => {
                 let removed = if host.config().is_system {
@@ -267,7 +300,12 @@ impl Step {
                 if *replaces && !exists_std(&aside) {
                     safefs::link_or_copy(target.as_std_path(), &aside)?;
                 }
-                safefs::rename(&staged, target.as_std_path())
+                if *replaces {
+                    safefs::rename(&staged, target.as_std_path())
+                } else {
+                    // What appeared there since the plan was made is somebody's.
+                    safefs::rename_new(&staged, target.as_std_path())
+                }
             }
             Self::RemoveFile { target } => {
                 if exists(target) {
@@ -350,7 +388,16 @@ impl Step {
             Self::SetRef { name, from, .. } => {
                 Store::open(host.config())?.set_ref(name, from.as_deref())
             }
-            Self::StageFile { target, .. } => safefs::remove_if_exists(&beside(target, id, "new")),
+            Self::StageFile { target, .. } | Self::StageHostFile { target, .. } => {
+                safefs::remove_if_exists(&beside(target, id, "new"))
+            }
+            Self::MakeDirectory { path, .. } => {
+                // Not empty means that somebody else uses it by now.
+                if let Err(error) = std::fs::remove_dir(path) {
+                    tracing::debug!(%path, %error, "left");
+                }
+                Ok(())
+            }
             Self::Disable { unit } if plan.was_enabled => {
                 host.with_manager(|manager| manager.enable(unit))
             }
@@ -410,6 +457,7 @@ impl Step {
     pub fn touches(&self) -> Option<&Utf8Path> {
         match self {
             Self::StageFile { target, .. }
+            | Self::StageHostFile { target, .. }
             | Self::PlaceFile { target, .. }
             | Self::RemoveFile { target } => target.parent(),
             _ => None,
@@ -441,6 +489,18 @@ fn deploy(
         safefs::write_new_file(path.as_std_path(), file.content.as_bytes(), file.mode)?;
     }
     Ok(())
+}
+
+fn make_directory(path: &Utf8Path, (mode, uid, gid): (u32, u32, u32)) -> Result<()> {
+    let failed = || format!("cannot create {path}");
+    match std::fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error).context(failed),
+    }
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).context(failed)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(path, mode).context(failed)
 }
 
 /// Point the container's symlink to a slot, or remove it.
