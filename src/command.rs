@@ -29,30 +29,6 @@ pub struct Child {
     input: Vec<u8>,
 }
 
-/// A program as the host's configuration has it.
-#[derive(Debug, Clone, Default)]
-pub struct Program {
-    /// Its name, found in PATH, or its path.
-    pub path: String,
-    /// Options that every call of it begins with.
-    pub options: Vec<String>,
-    /// What it finds in its environment beside ours.
-    pub env: Vec<(String, String)>,
-}
-
-impl Program {
-    /// A child that runs it.
-    pub fn child(&self) -> Child {
-        self.furnish(Child::new(&self.path).args(&self.options))
-    }
-
-    /// Give `child`, which runs it in the end, its environment.
-    pub fn furnish(&self, child: Child) -> Child {
-        let env = self.env.iter();
-        env.fold(child, |child, (name, value)| child.env(name, value))
-    }
-}
-
 /// What a finished child left.
 #[derive(Debug)]
 pub struct Finished {
@@ -122,23 +98,12 @@ impl Child {
     pub fn output(mut self) -> Result<Finished> {
         tracing::debug!(command = %self.line, "run");
         let input = self.command_input()?;
-        let output = self.command.stdin(input).output().map_err(|error| {
-            let program = self.command.get_program().to_string_lossy();
-            match error.kind() {
-                std::io::ErrorKind::NotFound => Error::new(
-                    Kind::NotFound,
-                    format!("the program \"{program}\" is not installed"),
-                ),
-                _ => Error::new(Kind::Failed, format!("cannot run \"{program}\": {error}")),
-            }
-        })?;
-        let tail = output.stderr.len().saturating_sub(STDERR_TAIL_BYTES);
+        let output = self.command.stdin(input).output();
+        let output = output.map_err(|error| self.cannot_run(&error))?;
         Ok(Finished {
             status: output.status,
             stdout: output.stdout,
-            stderr: String::from_utf8_lossy(&output.stderr[tail..])
-                .trim()
-                .to_owned(),
+            stderr: tail(&output.stderr),
         })
     }
 
@@ -226,14 +191,13 @@ impl Child {
     /// [`Kind::Failed`] with its stderr if it fails; that of `between`, which ends it.
     pub fn run_between(mut self, between: impl FnOnce(u32) -> Result<()>) -> Result<()> {
         tracing::debug!(command = %self.line, "run");
-        let failed = |line: &str| format!("cannot run \"{line}\"");
         let mut child = self
             .command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context(|| failed(&self.line))?;
+            .map_err(|error| self.cannot_run(&error))?;
         let mut byte = [0];
         let ready = match &mut child.stdout {
             Some(stdout) => stdout.read_exact(&mut byte).is_ok(),
@@ -249,7 +213,9 @@ impl Child {
         // A child that failed early does not read, and says itself why.
         let _ = stdin.as_mut().map(|stdin| stdin.write_all(&self.input));
         drop(stdin);
-        let output = child.wait_with_output().context(|| failed(&self.line))?;
+        let output = child
+            .wait_with_output()
+            .context(|| format!("cannot run \"{}\"", self.line))?;
         if output.status.success() {
             return Ok(());
         }
@@ -258,8 +224,19 @@ impl Child {
             "\"{}\" failed ({}): {}",
             self.line,
             output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
+            tail(&output.stderr)
         )
+    }
+
+    fn cannot_run(&self, error: &io::Error) -> Error {
+        let program = self.command.get_program().to_string_lossy();
+        match error.kind() {
+            io::ErrorKind::NotFound => Error::new(
+                Kind::NotFound,
+                format!("the program \"{program}\" is not installed"),
+            ),
+            _ => Error::new(Kind::Failed, format!("cannot run \"{program}\": {error}")),
+        }
     }
 
     /// Run it on our own stdin, stdout and stderr while signals to us are held: a signal is passed
@@ -299,6 +276,12 @@ impl Child {
                 )
             })
     }
+}
+
+/// The end of what a child said on stderr, trimmed.
+fn tail(stderr: &[u8]) -> String {
+    let from = stderr.len().saturating_sub(STDERR_TAIL_BYTES);
+    String::from_utf8_lossy(&stderr[from..]).trim().to_owned()
 }
 
 /// Wait for a child to end. From when `due` says so it is asked to, and `kill` has to help where that

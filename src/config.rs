@@ -17,10 +17,20 @@ use std::path::PathBuf;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use crate::command::Program;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::interrupt::Interrupt;
+
+/// A program as the configuration has it.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    /// Its name, found in PATH, or its path.
+    pub path: String,
+    /// Options that every call of it begins with.
+    pub options: Vec<String>,
+    /// What it finds in its environment beside ours.
+    pub env: Vec<(String, String)>,
+}
 
 /// Everything that depends on the host rather than on the call.
 #[derive(Debug, Clone)]
@@ -107,7 +117,15 @@ impl Config {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
             Err(error) => fail!(Kind::Failed, "cannot read {path}: {error}"),
         };
-        let original = original::Original::load(env("ATOMIC_CONF"))?;
+        let original = match original::Original::load(env("ATOMIC_CONF")) {
+            Ok(original) => original,
+            // It is the system's; a user who may not read it goes on without.
+            Err(error) if !is_system => {
+                tracing::warn!(%error, "passed over");
+                original::Original::default()
+            }
+            Err(error) => return Err(error),
+        };
         let path_of = |name: &str| env(name).map(Utf8PathBuf::from);
         let home = path_of("HOME").unwrap_or_else(|| "/".into());
         let data = path_of("XDG_DATA_HOME")

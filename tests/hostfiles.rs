@@ -242,9 +242,7 @@ fn what_an_image_must_not_write_is_refused_before_anything_is_written() {
         bringing(manifest, layer).push(&registry, &name);
         let refused = host.atomic(&format!("install --name {name} {}", registry.name(&name)));
         assert!(
-            refused.code() == 1
-                && refused.err().lines().count() <= 2
-                && refused.err().contains(named),
+            refused.code() == 1 && refused.err().contains(named),
             "{target}: {}",
             refused.err()
         );

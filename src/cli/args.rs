@@ -336,13 +336,22 @@ impl ChangeArgs {
         }
         if self.json {
             call.out
-                .json(&json!({"version": 1, "changes": true, "verb": verb, "steps": steps}))?;
+                .json(&json!({"version": 1, "changes": true, "verb": verb, "actions": steps}))?;
         } else {
             for step in steps {
                 call.out.line(step)?;
             }
         }
         Ok(Some(self.exit_code()))
+    }
+
+    /// After it was done: as JSON, if that is wanted.
+    pub fn done(&self, call: &mut Call<'_>, verb: &str, steps: &[String]) -> Result<ExitCode> {
+        if self.json {
+            call.out
+                .json(&json!({"version": 1, "verb": verb, "done": true, "actions": steps}))?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Say that there is nothing to do.

@@ -252,6 +252,6 @@ impl Delete {
         for name in names {
             uninstall::remove(call, &host, &name.parse()?, false, &ChangeArgs::default())?;
         }
-        Ok(ExitCode::SUCCESS)
+        self.change.done(call, "delete", &steps)
     }
 }

@@ -139,13 +139,12 @@ impl Import {
             let mut progress = PullProgress::new();
             let source = reference.to_string();
             let pulled = remote.fetch_as(call.config, &store, &name, source, &mut progress)?;
-            call.out
-                .line(format!("{} {}", pulled.name, pulled.digest))?;
+            tell_pulled(call, &pulled, self.change.is_json())?;
             return Ok(ExitCode::SUCCESS);
         }
         for reference in &references {
             let pulled = self.source.pull(call, &store, reference, None)?;
-            tell_pulled(call, &pulled)?;
+            tell_pulled(call, &pulled, self.change.is_json())?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -220,7 +219,14 @@ fn copied_from_source(
 }
 
 /// Say under which names an image is in the store now.
-pub fn tell_pulled(call: &mut Call<'_>, pulled: &Pulled) -> Result<()> {
+pub fn tell_pulled(call: &mut Call<'_>, pulled: &Pulled, json: bool) -> Result<()> {
+    if json {
+        let also: Vec<String> = pulled.also.iter().map(ToString::to_string).collect();
+        return call.out.json(&json!({
+            "version": 1, "name": pulled.name.to_string(), "digest": pulled.digest, "also": also,
+            "fetched_layers": pulled.fetched, "unchanged": pulled.unchanged,
+        }));
+    }
     for name in [&pulled.name].into_iter().chain(&pulled.also) {
         call.out.line(format!("{name} {}", pulled.digest))?;
     }

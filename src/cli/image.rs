@@ -57,11 +57,11 @@ pub struct Help {
     storage: Option<String>,
 }
 
-/// Show the help of the program, or that which an image brings
+/// Show the help of the program, of a verb, or that which an image brings
 #[derive(Debug, clap::Args)]
 pub struct HelpOf {
-    /// Stored image
-    #[arg(value_name = "IMAGE")]
+    /// Verb, or stored image
+    #[arg(value_name = "VERB|IMAGE")]
     image: Option<String>,
 }
 
@@ -137,7 +137,7 @@ impl Tag {
             return Ok(code);
         }
         store.tag(&image, &name)?;
-        Ok(ExitCode::SUCCESS)
+        self.change.done(call, "tag", &steps)
     }
 }
 
@@ -239,6 +239,13 @@ impl Help {
 
 impl HelpOf {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if let Some(verb) = &self.image
+            && let Some(command) = super::definition().find_subcommand_mut(verb)
+        {
+            let help = command.render_long_help().to_string();
+            call.out.line(help.trim_end())?;
+            return Ok(ExitCode::SUCCESS);
+        }
         if let Some(image) = self.image {
             return Help {
                 image,
@@ -306,6 +313,11 @@ impl VerifyImage {
     /// True if JSON is wanted.
     pub fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// True if something is said that means nothing for containers.
+    pub fn has_image_options(&self) -> bool {
+        self.no_validate || self.offline || self.verbose
     }
 
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
@@ -447,12 +459,12 @@ impl VerifyImage {
 
 impl UpdateImage {
     /// What "update" of the original means where no container is named.
-    pub fn of(image: Option<String>, source: SourceArgs) -> Self {
+    pub fn of(image: Option<String>, force: bool, change: ChangeArgs, source: SourceArgs) -> Self {
         Self {
             all: image.is_none(),
             image,
-            force: false,
-            change: ChangeArgs::default(),
+            force,
+            change,
             source,
         }
     }
@@ -477,7 +489,7 @@ impl UpdateImage {
             });
             let source = known
                 .as_ref()
-                .and_then(|known| known.source.as_deref())
+                .map(|known| known.source.as_deref().unwrap_or(&known.name))
                 .filter(|_| !typed_way);
             let platform = known.as_ref().and_then(|known| known.platform.as_deref());
             let reference = self.source.reference(source.unwrap_or(image))?;
@@ -486,8 +498,7 @@ impl UpdateImage {
                 return self.change.finish(call, &Host::new(call.config), &outcome);
             }
             let pulled = self.source.pull(call, &store, &reference, platform)?;
-            call.out
-                .line(format!("{} {}", pulled.name, pulled.digest))?;
+            super::export::tell_pulled(call, &pulled, self.change.is_json())?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut rows = Vec::new();

@@ -8,7 +8,6 @@ use super::args::{ChangeArgs, ListArgs};
 use super::containers::parse_filters;
 use super::{Call, export, image};
 use crate::container::list::local_time;
-use crate::container::{mount, run};
 use crate::deployment::{Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
 use crate::fail;
@@ -353,7 +352,7 @@ impl Delete {
         for image in &images {
             store.delete_image(image)?;
         }
-        Ok(ExitCode::SUCCESS)
+        self.change.done(call, "delete", &steps)
     }
 }
 
@@ -362,18 +361,24 @@ impl Prune {
         let Some(store) = Store::open_existing(call.config)? else {
             return Ok(ExitCode::SUCCESS);
         };
-        let unused = store.unused_refs()?;
-        let steps: Vec<String> = unused
-            .iter()
-            .map(|name| format!("Deleting {name}"))
-            .collect();
-        if let Some(code) = self.change.told(call, "prune", &steps)? {
-            return Ok(code);
+        if self.change.is_dry() {
+            let unused = store.unused_refs()?;
+            let mut steps: Vec<String> = unused
+                .iter()
+                .map(|name| format!("Deleting {name}"))
+                .collect();
+            let (objects, bytes) = store.unreachable()?;
+            if objects > 0 {
+                steps.push(format!(
+                    "remove {objects} objects that nothing names, {}",
+                    human_size(bytes)
+                ));
+            }
+            let code = self.change.told(call, "prune", &steps)?;
+            return Ok(code.unwrap_or(ExitCode::SUCCESS));
         }
         drop(store);
-        run::sweep(call.config)?;
-        mount::sweep(call.config)?;
-        crate::deployment::owners::sweep(call.config)?;
+        crate::container::sweep(call.config)?;
         let store = Store::open_exclusive(call.config)?;
         let mut removed = Vec::new();
         let (objects, bytes) = store.prune(|name| removed.push(name.to_owned()))?;

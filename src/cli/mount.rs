@@ -53,8 +53,8 @@ impl Mount {
                 "Containers and images managed through OSTree do not support --live."
             );
         }
-        let step = format!("mount {} on {}", self.source, self.directory);
-        if let Some(code) = self.change.told(call, "mount", &[step])? {
+        let steps = [format!("mount {} on {}", self.source, self.directory)];
+        if let Some(code) = self.change.told(call, "mount", &steps)? {
             return Ok(code);
         }
         let source = if installed(call.config, &self.source)?.is_some() {
@@ -77,17 +77,17 @@ impl Mount {
                 shared: self.shared,
             },
         )?;
-        Ok(ExitCode::SUCCESS)
+        self.change.done(call, "mount", &steps)
     }
 }
 
 impl Unmount {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        let step = format!("unmount {}", self.directory);
-        if let Some(code) = self.change.told(call, "unmount", &[step])? {
+        let steps = [format!("unmount {}", self.directory)];
+        if let Some(code) = self.change.told(call, "unmount", &steps)? {
             return Ok(code);
         }
         mount::unmount(call.config, &self.directory)?;
-        Ok(ExitCode::SUCCESS)
+        self.change.done(call, "unmount", &steps)
     }
 }

@@ -1,7 +1,5 @@
 use std::process::ExitCode;
 
-use serde_json::json;
-
 use super::Call;
 use super::args::{ChangeArgs, SourceArgs};
 use crate::error::Result;
@@ -44,15 +42,7 @@ impl Pull {
             .source
             .pull(call, &store, &reference, None)
             .map_err(|error| error.within("Failed"))?;
-        if self.change.is_json() {
-            call.out.json(&json!({
-                "version": 1, "name": pulled.name.to_string(), "digest": pulled.digest,
-                "also": pulled.also.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "fetched_layers": pulled.fetched, "unchanged": pulled.unchanged,
-            }))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        super::export::tell_pulled(call, &pulled)?;
+        super::export::tell_pulled(call, &pulled, self.change.is_json())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -42,21 +42,28 @@ impl Recover {
             return Ok(code);
         }
         let mut code = ExitCode::SUCCESS;
+        let mut told: Vec<String> = Vec::new();
         for (name, result) in container::recover_all(&host, only.as_ref())? {
             match result {
-                Ok((verb, Applied::Forward)) => {
-                    call.out
-                        .line(format!("the interrupted {verb} of {name} was completed"))?;
-                }
-                Ok((verb, Applied::Back)) => {
-                    call.out
-                        .line(format!("the interrupted {verb} of {name} was undone"))?;
+                Ok((verb, applied)) => {
+                    let end = match applied {
+                        Applied::Forward => "completed",
+                        Applied::Back => "undone",
+                    };
+                    told.push(format!("the interrupted {verb} of {name} was {end}"));
                 }
                 Err(error) => {
                     call.out.note(format!("{name}: {error}"));
                     code = ExitCode::FAILURE;
                 }
             }
+        }
+        if self.change.is_json() {
+            self.change.done(call, "recover", &told)?;
+            return Ok(code);
+        }
+        for line in told {
+            call.out.line(line)?;
         }
         Ok(code)
     }

@@ -178,7 +178,7 @@ fn start(call: &mut Call<'_>, name: &ContainerName, change: &ChangeArgs) -> Resu
     manager
         .start(&unit, None, &call.config.interrupt)
         .map_err(|error| systemd::with_journal(error, &unit, call.config.is_system))?;
-    Ok(ExitCode::SUCCESS)
+    change.done(call, "start", &steps)
 }
 
 /// The exit code that a command's end becomes; a shell counts signals from 128.
@@ -220,7 +220,7 @@ impl Stop {
             return Ok(code);
         }
         manager.stop(&unit)?;
-        Ok(ExitCode::SUCCESS)
+        self.change.done(call, "stop", &steps)
     }
 }
 

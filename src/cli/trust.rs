@@ -156,8 +156,12 @@ pub struct Sign {
 
 impl Trust {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        let mut policy = Policy::load(call.config)?;
-        match self.verb {
+        let mut policy = match &self.verb {
+            // Most needed where the file cannot be read any more.
+            Verb::Reset(_) => Policy::empty(call.config),
+            _ => Policy::load(call.config)?,
+        };
+        let done = match self.verb {
             Verb::Show(show) => return show.run(call, &policy),
             Verb::Add(add) => {
                 let kind = add.kind.to_possible_value();
@@ -173,18 +177,19 @@ impl Trust {
                         .join(" ")
                 );
                 let steps = [step.trim_end().to_owned()];
-                if let Some(code) = add.change.told(call, "trust add", &steps)? {
-                    return Ok(code);
-                }
                 let trust = match add.kind {
                     Kinds::SignedBy => trust::Trust::SignedBy(add.pubkeys),
                     Kinds::AcceptAnything => trust::Trust::AcceptAnything,
                     Kinds::Reject => trust::Trust::Reject,
                 };
                 policy.add(add.sigstoretype.transport(), &add.scope, &trust)?;
+                if let Some(code) = add.change.told(call, "trust add", &steps)? {
+                    return Ok(code);
+                }
                 if let Some(url) = &add.sigstore {
                     trust::set_sigstore(call.config, &add.scope, url)?;
                 }
+                (add.change, "trust add", steps)
             }
             Verb::Delete(delete) => {
                 policy.delete(delete.sigstoretype.transport(), &delete.scope)?;
@@ -195,6 +200,7 @@ impl Trust {
                 if !delete.save_sigstore {
                     trust::delete_sigstore(call.config, &delete.scope)?;
                 }
+                (delete.change, "trust delete", steps)
             }
             Verb::Default(default) => {
                 let (word, trust) = match default.what {
@@ -206,6 +212,7 @@ impl Trust {
                     return Ok(code);
                 }
                 policy.set_default(&trust)?;
+                (default.change, "trust default", steps)
             }
             Verb::Reset(reset) => {
                 let steps = ["accept every image".to_owned()];
@@ -217,10 +224,12 @@ impl Trust {
                     call.out.confirm("the policy stays as it is")?;
                 }
                 policy.reset();
+                (reset.change, "trust reset", steps)
             }
-        }
+        };
         policy.save()?;
-        Ok(ExitCode::SUCCESS)
+        let (change, verb, steps) = done;
+        change.done(call, verb, &steps)
     }
 }
 

@@ -58,7 +58,22 @@ impl Update {
             None => self.all && self.source.names_storage(),
         };
         if image {
-            return super::image::UpdateImage::of(self.name, self.source).run(call);
+            let not_for_images = self.rebase.is_some()
+                || self.pull
+                || self.no_pull
+                || !self.set.values()?.is_empty()
+                || !self.allow_host_path.is_empty()
+                || self.watch.watch.is_some()
+                || self.watch.health_cmd.is_some();
+            if not_for_images {
+                fail!(
+                    Kind::Usage,
+                    "there is no container of that name, and these options are for containers"
+                );
+            }
+            let (name, force) = (self.name, self.force);
+            let update = super::image::UpdateImage::of(name, force, self.change, self.source);
+            return update.run(call);
         }
         self.run(call, true)
     }
@@ -222,6 +237,7 @@ impl AutoUpdate {
         let host = Host::new(call.config);
         if let Some(name) = self.enable.as_deref().or(self.disable.as_deref()) {
             let wanted = self.enable.is_some();
+            container::history(call.config, &name.parse()?)?;
             let what = if wanted { "enable" } else { "disable" };
             let steps = [format!("{what} auto-update of {name}")];
             if let Some(code) = self.change.told(call, "auto-update", &steps)? {
@@ -230,7 +246,7 @@ impl AutoUpdate {
             all::decide(&host, &name.parse()?, |policy| {
                 policy.auto_update = Some(wanted);
             })?;
-            return Ok(ExitCode::SUCCESS);
+            return self.change.done(call, "auto-update", &steps);
         }
         if let Some(window) = &call.config.update_window {
             let window: container::Window = window
@@ -262,9 +278,7 @@ impl AutoUpdate {
         )?;
         if !self.change.is_dry() {
             // What neither an image nor a deployment needs any more; both slots' pins stay.
-            container::run::sweep(call.config)?;
-            container::mount::sweep(call.config)?;
-            crate::deployment::owners::sweep(call.config)?;
+            crate::container::sweep(call.config)?;
             crate::store::Store::open_exclusive(call.config)?.prune(|_| ())?;
         }
         Ok(code)
@@ -320,7 +334,7 @@ fn pin(call: &mut Call<'_>, name: &str, pinned: bool, change: &ChangeArgs) -> Re
     all::decide(&Host::new(call.config), &name, |policy| {
         policy.pinned = pinned;
     })?;
-    Ok(ExitCode::SUCCESS)
+    change.done(call, verb, &steps)
 }
 
 /// Show every deployment of a container and how it ended

@@ -44,6 +44,12 @@ impl Verify {
         let Some(name) = name else {
             return self.image.run(call);
         };
+        if self.image.has_image_options() {
+            fail!(
+                Kind::Usage,
+                "--no-validate, --offline and --verbose are for images, and {name} is a container"
+            );
+        }
         let drift = container::verify(call.config, &name)?;
         if self.image.is_json() {
             call.out.json(&json!({
@@ -68,7 +74,7 @@ impl Verify {
         if drift.problems.is_empty() {
             fail!(
                 Kind::Invalid,
-                "{name} is as it was deployed but for SELinux labels: \"restorecon -R\" gives files those of the host's policy"
+                "{name} is as it was deployed but for SELinux labels: files below a deployment have those of their paths in the image"
             );
         }
         fail!(

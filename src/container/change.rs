@@ -5,7 +5,6 @@ use camino::Utf8Path;
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::{Error, Kind, Result};
-use crate::hostfiles::Comparison;
 use crate::safefs::Lock;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
 use crate::systemd::tmpfiles;
@@ -170,7 +169,6 @@ pub(super) fn deploy(
     slot: Slot,
     (image, tree): (&str, Option<String>),
     rendered: Rendered,
-    files: Comparison,
 ) -> Result<Change> {
     let paths = Paths::new(host.config(), &plan.name);
     plan.subject = Some(Subject {
@@ -184,7 +182,7 @@ pub(super) fn deploy(
     });
     pin_steps(store, &mut plan, slot, image)?;
     deploy_steps(&paths, &mut plan, slot, tree, &rendered);
-    hostfiles::steps(&mut plan, Some(slot), &files);
+    hostfiles::steps(&mut plan, Some(slot), &rendered.host_files);
     switch_steps(
         host,
         &paths,
@@ -195,7 +193,7 @@ pub(super) fn deploy(
     Ok(Change {
         plan,
         effects: Effects::default(),
-        notes: rendered.notes.into_iter().chain(files.notes).collect(),
+        notes: [rendered.notes, rendered.host_files.notes].concat(),
         _lock: lock,
     })
 }
@@ -305,8 +303,8 @@ pub(super) fn rewrite_info(plan: &mut Plan, deployment: &Utf8Path, info: &Info) 
 
 /// The steps that make the owner layer a deployment needs, if it needs one.
 pub(super) fn owner_steps(plan: &mut Plan, slot: Slot, info: &Info, commit: Option<String>) {
-    if let (Some(commit), true) = (commit, info.owner_layer.is_some()) {
-        plan.stage.push(Step::MakeOwners { slot, commit });
+    if let (Some(commit), Some(path)) = (commit, info.owner_layer.clone()) {
+        plan.stage.push(Step::MakeOwners { slot, commit, path });
     }
 }
 
@@ -366,7 +364,7 @@ pub(super) fn switch_steps(
     if !host.config().is_system && has_tmpfiles && !makes_its_directories(paths, plan) {
         let manager = host.manager()?;
         if !manager.is_enabled(TMPFILES_SETUP) {
-            plan.prove.push(Step::EnableTmpfiles);
+            plan.prove.insert(0, Step::EnableTmpfiles);
         }
     }
     Ok(())
@@ -376,7 +374,8 @@ pub(super) fn switch_steps(
 fn makes_its_directories(paths: &Paths, plan: &Plan) -> bool {
     plan.stage.iter().any(|step| {
         matches!(step, Step::StageFile { target, content, .. }
-            if *target == paths.unit() && content.contains("systemd-tmpfiles"))
+            if *target == paths.unit() && content.lines().any(|line|
+                line.starts_with("ExecStartPre=") && line.contains("systemd-tmpfiles")))
     })
 }
 

@@ -100,7 +100,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     if !rendered.info.persistent.is_empty() {
         mounts::check_state_directory(config, name.as_str())?;
     }
-    let files = hostfiles::plan(
+    rendered.host_files = hostfiles::plan(
         config,
         name,
         prepared.files(),
@@ -109,7 +109,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     )?;
     let plan = Plan::new("install", name, None, Some(slot));
     let mut effects = preview::install(&paths, &image, &rendered);
-    effects.host_files(&files);
+    effects.host_files(&rendered.host_files);
     let mut change = change::deploy(
         host,
         &store,
@@ -118,7 +118,6 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         slot,
         (&image.commit, prepared.commit.clone()),
         rendered,
-        files,
     )?;
     change.effects = effects;
     if let Some(subject) = &mut change.plan.subject {

@@ -27,3 +27,14 @@ pub use uninstall::{Uninstalled, uninstall};
 pub use update::{Fetch, Update, update};
 pub use verify::{repair, verify};
 pub use window::Window;
+
+/// Remove what killed commands left, and what no deployment needs any more beside its image.
+pub fn sweep(config: &crate::config::Config) -> crate::error::Result<()> {
+    run::sweep(config)?;
+    mount::sweep(config)?;
+    // The store's own leftovers do not wait for a user's id ranges to be as they were.
+    if let Err(error) = crate::deployment::owners::sweep(config, None) {
+        tracing::warn!(%error, "owner layers are left");
+    }
+    Ok(())
+}

@@ -65,21 +65,13 @@ pub(super) fn update(
         tmpfiles: text(paths.tmpfiles()),
         has_own_config: false,
         info: info.clone(),
+        host_files: Comparison::default(),
         notes: Vec::new(),
     };
     let to = from.other();
     let plan = Plan::new("update", name, Some(from), Some(to));
     let tree = info.remote.is_none().then(String::new);
-    let change = change::deploy(
-        host,
-        store,
-        lock,
-        plan,
-        to,
-        ("", tree),
-        like_now,
-        Comparison::default(),
-    )?;
+    let change = change::deploy(host, store, lock, plan, to, ("", tree), like_now)?;
     Ok(Preview {
         plan: Some(change.plan),
         effects,

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
+use crate::hostfiles::Comparison;
 use crate::image::ImageConfig;
 use crate::runtime::mounts::{self, Directory, OwnerDirs};
 use crate::runtime::spec::{self, Generated, Input, RunOptions};
@@ -71,6 +72,8 @@ pub struct Rendered {
     pub has_own_config: bool,
     /// `info`
     pub info: Info,
+    /// What becomes of the image's files on the host; filled in by whoever knows what is there.
+    pub host_files: Comparison,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -220,6 +223,7 @@ pub fn render(
                 .collect(),
             ..Info::default()
         },
+        host_files: Comparison::default(),
         notes,
     })
 }
@@ -423,7 +427,7 @@ fn tmpfiles_text(
 /// A user's manager has no multi-user.target; what the image wants there starts by default.
 fn for_users_manager(unit: &str) -> String {
     let lines = unit.lines().map(|line| match line.split_once('=') {
-        Some((key @ ("WantedBy" | "RequiredBy"), targets)) => {
+        Some((key, targets)) if matches!(key.trim(), "WantedBy" | "RequiredBy") => {
             format!(
                 "{key}={}\n",
                 targets.replace("multi-user.target", "default.target")

@@ -86,7 +86,15 @@ pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
     let deployment = paths.slot(slot);
     let info = Info::read(&deployment)?;
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
-    if host.manager()?.status(&name.unit())?.is_active() {
+    let status = host.manager()?.status(&name.unit())?;
+    if matches!(status.active.as_str(), "activating" | "deactivating") {
+        fail!(
+            Kind::Unit,
+            "{name} is {}: try again when that is done",
+            status.active
+        );
+    }
+    if status.is_active() {
         let mut child = Child::new(runtime.path()).arg("exec");
         if request.detach {
             // Not on our output, which it would hold open.
@@ -122,6 +130,7 @@ pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
     let bundle = Bundle::new(config)?;
     fit(&mut spec, &request.command);
     bundle.write(&spec)?;
+    let _alone = alone(config, name)?;
     make_directories(config, &paths, name, &info)?;
     let _held = config.interrupt.hold();
     Child::new(runtime.path())
@@ -129,6 +138,21 @@ pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
         .status_held(&config.interrupt, grace(config), || {
             bundle.kill(&runtime);
         })
+}
+
+/// In a user's container the directories of a run are made anew, so there is one at a time.
+fn alone(config: &Config, name: &ContainerName) -> Result<Option<Lock>> {
+    if config.is_system {
+        return Ok(None);
+    }
+    let path = config.checkouts.join(format!(".locks/.exec-{name}"));
+    match Lock::try_take(path.as_std_path())? {
+        Some(lock) => Ok(Some(lock)),
+        None => fail!(
+            Kind::Exists,
+            "another command runs in {name}, which is stopped: start it, or wait for that command"
+        ),
+    }
 }
 
 /// Make the directories that the service's own start would make.

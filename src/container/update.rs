@@ -153,7 +153,7 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         },
     )?;
     keep_on_record(&mut rendered.info, &info);
-    let files = hostfiles::plan(
+    rendered.host_files = hostfiles::plan(
         config,
         name,
         prepared.files(),
@@ -164,7 +164,7 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         mounts::check_state_directory(config, name.as_str())?;
     }
     let mut effects = preview::compare(&paths, from, &info, &store, &image, &rendered)?;
-    effects.host_files(&files);
+    effects.host_files(&rendered.host_files);
     let plan = Plan::new("update", name, Some(from), Some(to));
     let mut change = change::deploy(
         host,
@@ -174,7 +174,6 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         to,
         (&image.commit, prepared.commit.clone()),
         rendered,
-        files,
     )?;
     change.effects = effects;
     if change.plan.was_active && !request.force {

@@ -16,11 +16,11 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, XattrFlags};
 
-use super::Info;
+use super::{ContainerName, Info};
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::image::Digest;
-use crate::runtime::mounts::OwnerDirs;
+use crate::runtime::mounts::{OwnerDirs, check_container_path};
 use crate::runtime::userns::Mapping;
 use crate::safefs::{self, Lock};
 use crate::store::Store;
@@ -50,12 +50,11 @@ impl OwnerLayer {
             return Ok(None);
         }
         let (tree, mut entries) = store.special_entries(commit)?;
-        // Whom the namespace does not have cannot own anything there.
-        entries.retain(|entry| mapping.has_user(entry.uid) && mapping.has_group(entry.gid));
+        fit(&mut entries, &mapping);
         if !entries.iter().any(Entry::is_special) {
             return Ok(None);
         }
-        let ids = Digest::of(format!("{mapping:?}").as_bytes()).hex();
+        let ids = Digest::of(mapping.to_string().as_bytes()).hex();
         let name = format!(
             "{}-{}",
             tree.get(..32).unwrap_or(&tree),
@@ -69,6 +68,13 @@ impl OwnerLayer {
         Ok(Some(Self { dirs, entries }))
     }
 
+    /// The same for a deployment that knows its place already.
+    #[must_use]
+    pub fn at(mut self, path: &Utf8Path) -> Self {
+        path.clone_into(&mut self.dirs.path);
+        self
+    }
+
     /// Write it, unless it is there; `rootfs` is a checkout of the same tree.
     pub fn make(&self, config: &Config, rootfs: &Utf8Path) -> Result<()> {
         let _turn = turn(config)?;
@@ -78,7 +84,7 @@ impl OwnerLayer {
         }
         let staged = owners(config).join(format!(".{}", path.file_name().unwrap_or("new")));
         let mapping = Mapping::of_user();
-        remove(&mapping, &staged)?;
+        mapping.remove_tree(&staged)?;
         let mut list = Vec::new();
         for entry in &self.entries {
             serde_json::to_writer(&mut list, entry).context(|| "cannot write JSON".into())?;
@@ -179,39 +185,109 @@ fn turn(config: &Config) -> Result<Lock> {
 }
 
 /// Remove the owner layers that no deployment needs, staged ones and those that give way included.
-pub fn sweep(config: &Config) -> Result<()> {
+/// While another container than `own` is being changed nothing is removed: its deployments are on the
+/// move.
+///
+/// # Errors
+/// What cannot be read may need any of them, so nothing is removed then.
+pub fn sweep(config: &Config, own: Option<&ContainerName>) -> Result<()> {
     if config.is_system || !owners(config).is_dir() {
         return Ok(());
     }
     let _turn = turn(config)?;
-    let entries = config
-        .checkouts
-        .read_dir_utf8()
-        .context(|| format!("cannot list {}", config.checkouts))?;
-    let needed: Vec<Utf8PathBuf> = entries
-        .flatten()
-        .filter_map(|entry| Info::read(entry.path()).ok()?.owner_layer)
-        .collect();
-    let layers = owners(config);
-    let entries = layers
-        .read_dir_utf8()
-        .context(|| format!("cannot list {layers}"))?;
+    let own = own.map(|own| format!("{own}.json"));
+    let moving = list(&config.checkouts.join(".journal"))?
+        .iter()
+        .any(|path| path.file_name() != own.as_deref());
+    if moving {
+        return Ok(());
+    }
+    let mut needed: Vec<Utf8PathBuf> = Vec::new();
+    for path in list(&config.checkouts)? {
+        if path.join("info").exists() {
+            needed.extend(Info::read(&path)?.owner_layer);
+        }
+    }
     let mapping = Mapping::of_user();
-    for entry in entries.flatten() {
-        if !needed.iter().any(|path| path == entry.path()) {
-            remove(&mapping, entry.path())?;
+    for path in list(&owners(config))? {
+        if !needed.contains(&path) {
+            mapping.remove_tree(&path)?;
         }
     }
     Ok(())
 }
 
-fn remove(mapping: &Mapping, path: &Utf8Path) -> Result<()> {
-    if path.exists() {
-        mapping.run_as_root(
-            "rm",
-            &["-rf", "--one-file-system", "--", path.as_str()],
-            &[],
-        )?;
+fn list(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let failed = || format!("cannot list {directory}");
+    let entries = directory.read_dir_utf8().context(failed)?;
+    entries
+        .map(|entry| Ok(entry.context(failed)?.into_path()))
+        .collect()
+}
+
+/// Leave out whom the namespace does not have, and what mount options would misread.
+fn fit(entries: &mut Vec<Entry>, mapping: &Mapping) {
+    let mut fitted: Vec<Entry> = Vec::with_capacity(entries.len());
+    // From below, so that a directory is known to have something in it.
+    for mut entry in std::mem::take(entries).into_iter().rev() {
+        let top = entry.path.split('/').next().unwrap_or_default();
+        if check_container_path(&format!("/{top}")).is_err() {
+            tracing::warn!(path = %entry.path, "its owner is not kept: its name is odd");
+            continue;
+        }
+        if !mapping.has_user(entry.uid) || !mapping.has_group(entry.gid) {
+            if entry.kind != Special::Dir {
+                continue;
+            }
+            (entry.uid, entry.gid) = (0, 0);
+        }
+        let holds = |below: &Entry| {
+            let rest = below.path.strip_prefix(&entry.path);
+            rest.is_some_and(|rest| rest.starts_with('/'))
+        };
+        if entry.is_special() || fitted.last().is_some_and(holds) {
+            fitted.push(entry);
+        }
     }
-    Ok(())
+    fitted.reverse();
+    *entries = fitted;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::userns::Range;
+
+    #[test]
+    fn only_who_is_mapped_owns_and_odd_names_reach_no_mount_option() {
+        let range = |inside, size| Range {
+            inside,
+            outside: 1000,
+            size,
+        };
+        let mapping = Mapping {
+            users: vec![range(0, 1), range(1, 100)],
+            groups: vec![range(0, 1), range(1, 100)],
+        };
+        let entry = |path: &str, kind, id| Entry {
+            path: path.into(),
+            kind,
+            uid: id,
+            gid: id,
+            mode: 0o755,
+            xattrs: Vec::new(),
+        };
+        let mut entries = vec![
+            entry("data", Special::Dir, 1_000_650_000),
+            entry("data/far", Special::File, 4000),
+            entry("data/near", Special::File, 7),
+            entry("far", Special::Dir, 4000),
+            entry("far/away", Special::File, 4000),
+            entry("x,lowerdir=y:z", Special::Dir, 7),
+            entry("x,lowerdir=y:z/file", Special::File, 7),
+        ];
+        fit(&mut entries, &mapping);
+        let left: Vec<(&str, u32)> = entries.iter().map(|e| (e.path.as_str(), e.uid)).collect();
+        assert_eq!(left, [("data", 0), ("data/near", 7)]);
+    }
 }

@@ -113,15 +113,6 @@ fn is_as_recorded(state: &State, recorded: &str) -> bool {
 }
 
 impl Comparison {
-    /// True if nothing is to be done.
-    pub fn is_nothing(&self) -> bool {
-        self.make_dirs.is_empty()
-            && self.create.is_empty()
-            && self.replace.is_empty()
-            && self.remove.is_empty()
-            && self.remove_dirs.is_empty()
-    }
-
     fn add_parents(&mut self, path: &Utf8Path, wanted: &Wanted) -> Result<()> {
         let mut above: Vec<&Utf8Path> = Vec::new();
         for dir in path.ancestors().skip(1) {
@@ -242,7 +233,7 @@ mod tests {
         std::fs::create_dir_all(dir.join("a/b")).unwrap();
         std::fs::write(&path, "x").unwrap();
         let gone = compare(&Wanted::default(), &got.record).unwrap();
-        assert_eq!(gone.remove, [path.clone()]);
+        assert_eq!(gone.remove, std::slice::from_ref(&path));
         assert_eq!(gone.remove_dirs, [dir.join("a/b"), dir.join("a")]);
         // A modified file keeps its directories, and both stay on record.
         std::fs::write(&path, "y").unwrap();

@@ -89,6 +89,10 @@ impl Remote {
             fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
         };
         transport::enforce_policy(config, &source, &fetched)?;
+        if let Some(wanted) = &access.platform {
+            let found = ImageConfig::parse(&source.read_blob(&image, MAX_CONFIG_BYTES)?)?;
+            check_platform(&found, wanted)?;
+        }
         Ok(Self {
             source,
             fetched,
@@ -130,10 +134,9 @@ impl Remote {
 
     /// True if the store has this very image under its name, whole and not known to be damaged.
     pub fn is_stored(&self, store: &Store) -> Result<bool> {
-        Ok(store
-            .image(&self.name.to_string())?
-            .is_some_and(|image| image.digest == Some(self.fetched.digest))
-            && self.missing(store)?.is_empty()
+        Ok(store.image(&self.name.to_string())?.is_some_and(|image| {
+            image.digest == Some(self.fetched.digest) && image.platform == self.recorded.platform
+        }) && self.missing(store)?.is_empty()
             && !store.is_image_marked(&self.name, self.fetched.digest)?)
     }
 
@@ -167,7 +170,7 @@ impl Remote {
             &self.fetched,
             (&self.config, &self.layers),
             None,
-            (config.keep_blobs, self.recorded.platform.as_deref()),
+            config.keep_blobs,
             progress,
         )
         .map(|_| ())
@@ -195,7 +198,7 @@ impl Remote {
                 &self.fetched,
                 (&self.config, &self.layers),
                 Some((&self.name, &self.recorded)),
-                (config.keep_blobs, self.recorded.platform.as_deref()),
+                config.keep_blobs,
                 progress,
             )?
         };
@@ -233,7 +236,7 @@ fn bring_in(
     fetched: &FetchedManifest,
     (config_descriptor, layers): (&Descriptor, &[Descriptor]),
     name: Option<(&Name, &Recorded)>,
-    (keeps_blobs, platform): (bool, Option<&str>),
+    keeps_blobs: bool,
     progress: &mut dyn Progress,
 ) -> Result<(usize, u64, Option<Platform>)> {
     let missing = store::missing_blobs(store, &fetched.manifest)?;
@@ -243,7 +246,6 @@ fn bring_in(
         .collect();
     let config_bytes = source.read_blob(config_descriptor, MAX_CONFIG_BYTES)?;
     let image_config = ImageConfig::parse(&config_bytes)?;
-    check_platform(&image_config, platform)?;
     let diff_ids = &image_config.rootfs.diff_ids;
     if diff_ids.len() != layers.len() {
         fail!(
@@ -318,17 +320,14 @@ fn bring_in(
 
 /// Refuse an image for another platform than was asked for: one that is not in an index is what it
 /// is, whatever skopeo is told.
-fn check_platform(config: &ImageConfig, wanted: Option<&str>) -> Result<()> {
-    let (Some(wanted), Some(found)) = (wanted, config.platform()) else {
-        return Ok(());
-    };
-    if !found.matches(&wanted.parse()?) {
-        fail!(
+fn check_platform(config: &ImageConfig, wanted: &Platform) -> Result<()> {
+    match config.platform() {
+        Some(found) if !found.matches(wanted) => fail!(
             Kind::NotFound,
             "the image is not made for {wanted}, only for {found}"
-        );
+        ),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The names an image is stored under, where its archive has some and none was typed.

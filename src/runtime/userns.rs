@@ -35,6 +35,22 @@ pub struct Mapping {
     pub groups: Vec<Range>,
 }
 
+/// `INSIDE:OUTSIDE:SIZE` of each range, users before groups.
+impl std::fmt::Display for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (kind, ranges) in [("u", &self.users), ("g", &self.groups)] {
+            for range in ranges {
+                write!(
+                    f,
+                    "{kind}{}:{}:{} ",
+                    range.inside, range.outside, range.size
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Mapping {
     /// The mapping of the user who runs us. Without a range, or without the set-uid helpers that
     /// write one, there is one id.
@@ -213,14 +229,16 @@ impl Mapping {
             })
     }
 
-    /// Remove a directory in which a container's users own files.
+    /// Remove a directory in which a container's users own files; one that is not there is fine.
     pub fn remove_tree(&self, path: &Utf8Path) -> Result<()> {
-        let (program, words) = self.as_root().split_first().unwrap_or((&"env", &[]));
-        Child::new(program)
-            .args(words)
-            .args(["rm", "-rf", "--one-file-system", "--", path.as_str()])
-            .run()
-            .map(|_| ())
+        if !path.exists() {
+            return Ok(());
+        }
+        let words = ["-rf", "--one-file-system", "--", path.as_str()];
+        if self.has_range() {
+            return self.run_as_root("rm", &words, &[]);
+        }
+        Child::new("rm").args(words).run().map(|_| ())
     }
 }
 

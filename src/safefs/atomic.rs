@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 
@@ -99,6 +101,7 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     if removed
         .as_ref()
         .is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+        && !rustix::process::geteuid().is_root()
     {
         open_up(path).context(|| format!("cannot remove {}", path.display()))?;
         removed = std::fs::remove_dir_all(path);
@@ -114,9 +117,14 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 /// Give ourselves the right to empty the directories of a tree of ours: an image may have ones that
 /// are read-only, which stops everybody but root.
 fn open_up(path: &Path) -> std::io::Result<()> {
-    let mode = std::fs::symlink_metadata(path)?.permissions().mode();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode | 0o700))?;
-    for entry in std::fs::read_dir(path)? {
+    use std::os::fd::AsRawFd as _;
+    // By descriptor: what is looked at is what is changed, whoever renames meanwhile.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    let itself = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let mode = std::fs::metadata(&itself)?.permissions().mode();
+    std::fs::set_permissions(&itself, std::fs::Permissions::from_mode(mode | 0o700))?;
+    for entry in std::fs::read_dir(&itself)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             open_up(&entry.path())?;

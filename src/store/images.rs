@@ -315,6 +315,16 @@ impl Store {
         Ok((u64::try_from(objects).unwrap_or(0), bytes))
     }
 
+    /// Objects that no ref reaches now, and their bytes: what killed pulls left.
+    pub fn unreachable(&self) -> Result<(u64, u64)> {
+        let flags = RepoPruneFlags::REFS_ONLY | RepoPruneFlags::NO_PRUNE;
+        let (_, objects, bytes) = self
+            .repo
+            .prune(flags, -1, NO_CANCEL)
+            .context(|| "cannot read the repository".into())?;
+        Ok((u64::try_from(objects).unwrap_or(0), bytes))
+    }
+
     fn sweep_exports(&self) -> Result<()> {
         // The lock is ours alone, so these are of exports that were killed.
         let parent = self.path.parent().unwrap_or(&self.path);

@@ -353,8 +353,8 @@ impl Store {
         (!same).then(|| "has another content".into())
     }
 
-    /// True if an object that is not what its name says would be with another `SELinux` label: the
-    /// host labels files anew where its policy was switched on, or changed, after they were stored.
+    /// True if an object that is not what its name says would be without a `SELinux` label, or with the
+    /// one that today's policy has for its path: the policy was switched on, or off, since it was stored.
     fn differs_in_label(&self, checksum: &Checksum, path: &str) -> bool {
         const LABEL: &[u8] = b"security.selinux\0";
         let name = hex(checksum);

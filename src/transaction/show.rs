@@ -22,9 +22,10 @@ impl fmt::Display for Step {
                 Some(_) => write!(f, "pin the image by the ref {name}"),
                 None => write!(f, "remove the ref {name}"),
             },
-            Self::StageFile { target, .. } => write!(f, "prepare {target}"),
+            Self::StageFile { target, .. } | Self::StageHostFile { target, .. } => {
+                write!(f, "prepare {target}")
+            }
             Self::MakeDirectory { path, .. } => write!(f, "create the directory {path}"),
-            Self::StageHostFile { target, .. } => write!(f, "prepare {target}"),
             Self::StopUnit { unit } => write!(f, "stop {unit}"),
             Self::RemoveVolatile { lines } => {
                 write!(f, "empty")?;

@@ -57,6 +57,8 @@ pub enum Step {
         slot: Slot,
         /// The tree it is made from.
         commit: String,
+        /// Where it is, as the deployment knows.
+        path: Utf8PathBuf,
     },
     /// Move a ref of the store.
     SetRef {
@@ -215,15 +217,23 @@ impl Step {
                 remote.as_deref(),
                 files,
             ),
-            Self::MakeOwners { slot, commit } => {
+            Self::MakeOwners { slot, commit, path } => {
                 let config = host.config();
                 let owners = OwnerLayer::of(config, &Store::open(config)?, commit)?;
                 match owners {
-                    Some(owners) => owners.make(config, &paths.staged(*slot, id).join("rootfs")),
+                    Some(owners) => owners
+                        .at(path)
+                        .make(config, &paths.staged(*slot, id).join("rootfs")),
                     None => Ok(()),
                 }
             }
-            Self::SweepOwners => owners::sweep(host.config()),
+            Self::SweepOwners => {
+                // What is left is swept another time.
+                if let Err(error) = owners::sweep(host.config(), Some(&plan.name)) {
+                    tracing::warn!(%error, "owner layers are left");
+                }
+                Ok(())
+            }
             Self::SetRef { name, to, .. } => {
                 Store::open(host.config())?.set_ref(name, to.as_deref())
             }
@@ -317,7 +327,14 @@ impl Step {
             Self::Reload => host.with_manager(Manager::reload),
             Self::Enable { unit } => host.with_manager(|manager| manager.enable(unit)),
             Self::Reenable { unit } => host.with_manager(|manager| manager.reenable(unit)),
-            Self::EnableTmpfiles => host.with_manager(|manager| manager.enable(TMPFILES_SETUP)),
+            Self::EnableTmpfiles => {
+                // The container works all the same, until the next boot.
+                let enabled = host.with_manager(|manager| manager.enable(TMPFILES_SETUP));
+                if let Err(error) = enabled {
+                    tracing::warn!(%error, "its directories will not be there after a reboot");
+                }
+                Ok(())
+            }
             Self::CreateTmpfiles { file } => {
                 // At early boot systemd-tmpfiles-setup.service does it, with all file systems there.
                 if host.is_offline() {
@@ -445,6 +462,7 @@ impl Step {
                 Ok(())
             }
             Self::Switch { from, .. } => point(paths, *from),
+            Self::EnableTmpfiles => host.with_manager(|manager| manager.disable(TMPFILES_SETUP)),
             Self::Enable { unit } if !plan.was_enabled => {
                 host.with_manager(|manager| manager.disable(unit))
             }

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use camino::Utf8Path;
 
-use super::{Access, Auth, Source};
+use super::{Access, Auth, Source, run_skopeo};
 use crate::command::{Child, Finished};
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::{Digest, Reference, Transport};
+use crate::image::{Digest, Name, Reference, Transport};
 
 /// Copy an OCI layout (its image `latest`) to anywhere skopeo reaches. `exactly`: fail rather than
 /// change the manifest.
@@ -22,10 +22,7 @@ pub fn copy_layout(
 ) -> Result<()> {
     let auth = Auth::new(access, target.parse().ok().as_ref())?;
     // It is our own copy; the policy was obeyed when it was pulled.
-    let mut child = config
-        .skopeo
-        .child()
-        .args(["copy", "--quiet", "--insecure-policy"]);
+    let mut child = run_skopeo(&config.skopeo).args(["copy", "--quiet", "--insecure-policy"]);
     if exactly {
         child = child.arg("--preserve-digests");
     }
@@ -64,12 +61,18 @@ pub fn copy_pinned(
     access: &Access,
 ) -> Result<()> {
     let auth = Auth::new(access, Some(target))?;
-    let mut child = config
-        .skopeo
-        .child()
+    let mut child = run_skopeo(&config.skopeo)
         // Which bytes these are is known by their digest; the policy was obeyed when they were pulled.
         .args(["copy", "--quiet", "--insecure-policy", "--preserve-digests"]);
     if let Some(path) = auth.path() {
+        let registry = |reference: &Reference| {
+            let name = reference.name.as_ref();
+            name.and_then(Name::registry).map(str::to_owned)
+        };
+        // Credentials for the target are none for another registry, a file may have both.
+        if access.authfile.is_some() || registry(source) == registry(target) {
+            child = child.arg("--src-authfile").arg(&path);
+        }
         child = child.arg("--dest-authfile").arg(path);
     }
     if matches!(source.transport, Transport::Registry { insecure: true }) {
@@ -129,7 +132,7 @@ pub fn sign(
         while place.join(format!("signature-{number}")).exists() {
             number += 1;
         }
-        let finished = with_home(config.skopeo.child().arg("standalone-sign"))
+        let finished = with_home(run_skopeo(&config.skopeo).arg("standalone-sign"))
             .arg("--output")
             .arg(place.join(format!("signature-{number}")))
             .arg(manifest.path())

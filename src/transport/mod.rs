@@ -18,7 +18,8 @@ use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::command::{Child, Program, find_program};
+use crate::command::{Child, find_program};
+use crate::config::Program;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Descriptor, Digest, Manifest, Name, Platform, Reference, Transport};
@@ -308,9 +309,7 @@ impl Source {
 
     /// `skopeo VERB` with the same credentials and TLS setting as the proxy.
     fn skopeo_command(&self, verb: &str) -> Child {
-        let mut child = self
-            .skopeo
-            .child()
+        let mut child = run_skopeo(&self.skopeo)
             .args(global_options(self.platform.as_ref()))
             .arg(verb);
         if let (Transport::DockerDaemon, Some(host)) = (&self.reference.transport, daemon_host()) {
@@ -397,6 +396,17 @@ impl Read for BlobReader<'_> {
     }
 }
 
+/// A child that runs skopeo.
+fn run_skopeo(skopeo: &Program) -> Child {
+    furnish(skopeo, Child::new(&skopeo.path).args(&skopeo.options))
+}
+
+/// Give `child`, which runs skopeo in the end, its environment.
+fn furnish(skopeo: &Program, child: Child) -> Child {
+    let env = skopeo.env.iter();
+    env.fold(child, |child, (name, value)| child.env(name, value))
+}
+
 /// skopeo's options that come before its verb.
 fn global_options(platform: Option<&Platform>) -> Vec<String> {
     let mut options = Vec::new();
@@ -425,17 +435,16 @@ fn proxy_command(skopeo: &Program, reference: &Reference, access: &Access) -> Ch
         (Transport::DockerDaemon, Some(host)) => {
             let script = "host=$1; shift; exec \"$@\" --daemon-host=\"$host\"";
             let shell = Child::new("/bin/sh").args(["-c", script, "sh", &host, &skopeo.path]);
-            skopeo.furnish(shell.args(&skopeo.options).args(options))
+            furnish(skopeo, shell.args(&skopeo.options).args(options))
         }
-        _ => skopeo.child().args(options),
+        _ => run_skopeo(skopeo).args(options),
     }
 }
 
 /// The names of the images in an archive of `docker save`: `RepoTags` of its `manifest.json`.
 /// Nothing where there are none, or the archive cannot be read.
 pub fn archive_names(skopeo: &Program, archive: &Reference) -> Vec<Name> {
-    let asked = skopeo
-        .child()
+    let asked = run_skopeo(skopeo)
         .arg("list-tags")
         .arg(archive.to_skopeo())
         .run();

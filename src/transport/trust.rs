@@ -63,6 +63,14 @@ impl Policy {
         Ok(Self { path, value })
     }
 
+    /// The same without a look at what the file says by now.
+    pub fn empty(config: &Config) -> Self {
+        Self {
+            path: policy_path(config),
+            value: json!({}),
+        }
+    }
+
     /// The whole file.
     pub fn raw(&self) -> &Value {
         &self.value
@@ -87,6 +95,16 @@ impl Policy {
         let scopes = &self.value["transports"][transport];
         let names = match (&reference.transport, &reference.name) {
             (Transport::Registry { .. }, Some(name)) => scopes_of(name),
+            (Transport::OciLayout { path } | Transport::Dir { path }, _) => {
+                let path = path
+                    .rsplit_once(':')
+                    .map_or(path.as_str(), |(path, _)| path);
+                let path = camino::absolute_utf8(path).unwrap_or_else(|_| path.into());
+                path.ancestors()
+                    .filter(|above| *above != "/")
+                    .map(ToString::to_string)
+                    .collect()
+            }
             _ => Vec::new(),
         };
         let found = names
@@ -170,14 +188,23 @@ impl Policy {
 
 /// The scopes an image in a registry belongs to, the most specific first.
 fn scopes_of(name: &Name) -> Vec<String> {
-    let repository = name.without_tag();
-    let mut scopes = vec![name.to_string()];
+    // Short names mean docker's registry, and its official images are in a repository.
+    let host = name.registry().unwrap_or("docker.io");
+    let official = host == "docker.io" && !name.repository().contains('/');
+    let below = if official { "library/" } else { "" };
+    let repository = format!("{host}/{below}{}", name.repository());
+    let mut scopes = Vec::new();
+    match (name.tag(), name.digest()) {
+        (_, Some(digest)) => scopes.push(format!("{repository}@{digest}")),
+        (Some(tag), None) => scopes.push(format!("{repository}:{tag}")),
+        (None, None) => {}
+    }
     let mut above = Some(repository.as_str());
     while let Some(scope) = above {
         scopes.push(scope.to_owned());
         above = scope.rsplit_once('/').map(|(above, _)| above);
     }
-    let host = name.registry().unwrap_or("docker.io");
+    let host = host.split(':').next().unwrap_or(host);
     let mut domain = host.split_once('.').map(|(_, domain)| domain);
     while let Some(parent) = domain {
         scopes.push(format!("*.{parent}"));
@@ -325,8 +352,15 @@ mod tests {
                 "r.example.org:5000/a/b",
                 "r.example.org:5000/a",
                 "r.example.org:5000",
-                "*.example.org:5000",
-                "*.org:5000",
+                "*.example.org",
+                "*.org",
+            ]
+        );
+        assert_eq!(
+            of("busybox")[..2],
+            [
+                "docker.io/library/busybox:latest",
+                "docker.io/library/busybox"
             ]
         );
         let policy = Policy {
@@ -335,14 +369,16 @@ mod tests {
                 "default": [{"type": "reject"}],
                 "transports": {"docker": {"a.b/c": [{"type": "insecureAcceptAnything"}],
                                           "a.b": [{"type": "signedBy", "keyPath": "/k"}]},
-                               "oci": {"": [{"type": "insecureAcceptAnything"}]}}}),
+                               "oci": {"": [{"type": "insecureAcceptAnything"}],
+                                       "/srv": [{"type": "reject"}]}}}),
         };
         for (image, kind, scope) in [
             ("a.b/c:1", "insecureAcceptAnything", "a.b/c"),
             ("a.b/c/d", "insecureAcceptAnything", "a.b/c"),
             ("http:a.b/d", "signedBy", "a.b"),
             ("c.d/e", "reject", "*"),
-            ("oci:/srv/x", "insecureAcceptAnything", "*"),
+            ("oci:/opt/x", "insecureAcceptAnything", "*"),
+            ("oci:/srv/x:1", "reject", "/srv"),
             ("dir:/srv/x", "reject", "*"),
         ] {
             let rule = policy.rule_for(&image.parse().unwrap());
