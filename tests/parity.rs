@@ -48,6 +48,12 @@ fn called_by_the_originals_name_it_takes_the_originals_words() {
     assert!(out.contains("Latest version already installed."), "{out}");
     let out = host.ok(&format!("atomic update --stor=ostree {name}"));
     assert!(out.contains("sha256:"), "{out}");
+    let kept = host.listing(&[C]);
+    let dry = host.run(&format!("atomic update --dry-run {}", registry.name("app")));
+    assert_eq!(dry.code(), 3, "{}", dry.err());
+    host.assert_unchanged(&[C], &kept);
+    let refused = host.run(&format!("atomic update --set A=b {name}"));
+    assert_eq!(refused.code(), 2, "{}", refused.err());
     let all = host.run("atomic images update --all --storage=ostree");
     assert_eq!(all.code(), 0, "{}", all.err());
     assert!(all.out().contains("SUMMARY"), "{}", all.out());
@@ -102,6 +108,10 @@ fn called_by_the_originals_name_it_takes_the_originals_words() {
     assert_eq!(none, "[]\n");
     let unknown = host.run("atomic images tag nosuch new");
     assert_eq!(unknown.code(), 1);
+    assert!(host.ok("atomic help install").contains("--system"));
+    let told: Value =
+        serde_json::from_str(&host.ok(&format!("atomic images tag --json {plain} new:1"))).unwrap();
+    assert_eq!(told["done"], true);
     let inspected: Value =
         serde_json::from_str(&host.ok("atomic containers inspect test-system")).unwrap();
     assert_eq!(inspected["name"], "test-system");

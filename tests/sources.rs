@@ -287,6 +287,14 @@ fn another_platform_is_taken_where_it_is_asked_for_and_kept_by_updates() {
         "{}",
         output.err()
     );
+    host.atomic_ok(&format!("pull {name}:amd64"));
+    let refused = host.atomic(&format!("pull --platform linux/arm64 {name}:amd64"));
+    assert_eq!(
+        refused.code(),
+        1,
+        "that it is stored makes it no other: {}",
+        refused.out()
+    );
     let refused = host.atomic(&format!("pull --platform linux/s390x {name}"));
     assert_eq!(
         (refused.code(), refused.err().lines().count()),

@@ -185,7 +185,10 @@ fn files_of_the_image_keep_their_owners_set_id_bits_and_capabilities_inside() {
                     .owned_file("lib/bind", 0o755, 0, "binds ports")
                     .owned_file("lib/group", 0o2755, 0, "of a group")
                     .symlink("lib/link", "group")
-                    .owned_dir("lib/too-far", 0o755, 4_000_000),
+                    .owned_dir("lib/too-far", 0o755, 4_000_000)
+                    .owned_file("lib/too-far/near", 0o600, 1234, "mapped")
+                    .owned_dir("x,lowerdir=y:z", 0o755, 1234)
+                    .symlink("y", "/home"),
             )
             .set(
                 "Entrypoint",
@@ -206,12 +209,12 @@ fn files_of_the_image_keep_their_owners_set_id_bits_and_capabilities_inside() {
         // Only its owner may write there: without the owner layer it would not have started.
         wait_for_answer(port, "first");
         let stat = user.ok(&format!(
-            "atomic-rs exec {name} stat -c '%n %u %g %a' /srv /srv/www /srv/www/index.html /opt/bin /opt/bin/tool /lib/bind /lib/group /lib/too-far"
+            "atomic-rs exec {name} stat -c '%n %u %g %a' /srv /srv/www /srv/www/index.html /opt/bin /opt/bin/tool /lib/bind /lib/group /lib/too-far /lib/too-far/near"
         ));
         assert_eq!(
             stat,
             "/srv 0 0 755\n/srv/www 1234 1234 750\n/srv/www/index.html 1234 1234 640\n\
-             /opt/bin 0 0 555\n/opt/bin/tool 0 0 4755\n/lib/bind 0 0 755\n/lib/group 0 0 2755\n/lib/too-far 0 0 755\n",
+             /opt/bin 0 0 555\n/opt/bin/tool 0 0 4755\n/lib/bind 0 0 755\n/lib/group 0 0 2755\n/lib/too-far 0 0 755\n/lib/too-far/near 1234 1234 600\n",
             "{runtime}"
         );
         let main = user.ok(&format!("systemctl --user show -P MainPID {name}"));

@@ -146,13 +146,8 @@ fn alone(config: &Config, name: &ContainerName) -> Result<Option<Lock>> {
         return Ok(None);
     }
     let path = config.checkouts.join(format!(".locks/.exec-{name}"));
-    match Lock::try_take(path.as_std_path())? {
-        Some(lock) => Ok(Some(lock)),
-        None => fail!(
-            Kind::Exists,
-            "another command runs in {name}, which is stopped: start it, or wait for that command"
-        ),
-    }
+    let what = format!("{name} for a command while it is stopped");
+    Lock::take(path.as_std_path(), Mode::Exclusive, &what).map(Some)
 }
 
 /// Make the directories that the service's own start would make.
