@@ -6,6 +6,7 @@
 //! | 1, 18 | every test of `updates.rs`; `main_job.rs`: `an_update_whose_unit_fails_to_start_leaves_the_old_version_running` |
 //! | 2 | `main_job.rs`: `…a_second_update_reuses_slot_zero_clean`; here with a remote root |
 //! | 3, 9, 10 | `crash.rs`; `store.rs`: `kills_during_pulls_and_prunes…`, `two_pulls_at_once_both_succeed`; `commands.rs`: `…a_kill_does_not_leave` |
+//! | 4, 21, 37 | `hostfiles.rs` |
 //! | 11 | `main_job.rs`: `images_are_listed_deleted_and_pruned_without_hurting_containers` |
 //! | 12, 13 | `commands.rs`: `mounts_are_read_only_or_private_and_never_reach_the_store`; `store.rs`: `layers_are_merged…` |
 //! | 14 | `integrity.rs` |
@@ -18,7 +19,7 @@
 //! | 38 | no archive is unpacked: skopeo lists what is in it (`sources.rs`) |
 //! | 39 | `main_job.rs`: `the_registry_is_asked_with_credentials_and_the_policy_is_obeyed` |
 //!
-//! 4, 21, 23 and 37 are of files that an image brings for the host, which are not installed yet.
+//! 23 is of packages, which are not made yet.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Verbs on single images: tag, info, version, verify, update.
+//! Verbs on single images: tag, info, version, update.
 
 use std::process::ExitCode;
 
@@ -6,16 +6,12 @@ use serde_json::json;
 
 use super::Call;
 use super::args::{ChangeArgs, SourceArgs};
-use crate::command::{Child, find_program};
 use crate::container::{Outcome, template_variables};
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::fail;
 use crate::image::{Reference, Transport, short_id};
-use crate::pull::Remote;
-use crate::safefs::Files as _;
+use crate::store::Store;
 use crate::store::images::StoredImage;
-use crate::store::verify::{Findings, MAX_SHOWN};
-use crate::store::{ImageTree, Store};
 use crate::transaction::Host;
 use crate::transport::trust::Policy;
 
@@ -47,24 +43,6 @@ pub struct ImageInfo {
     storage: Option<String>,
 }
 
-/// Show the help that an image brings: its help.1 or README.md
-#[derive(Debug, clap::Args)]
-pub struct Help {
-    /// Stored image
-    #[arg(value_name = "IMAGE")]
-    image: String,
-    #[arg(long, hide = true)]
-    storage: Option<String>,
-}
-
-/// Show the help of the program, of a verb, or that which an image brings
-#[derive(Debug, clap::Args)]
-pub struct HelpOf {
-    /// Verb, or stored image
-    #[arg(value_name = "VERB|IMAGE")]
-    image: Option<String>,
-}
-
 /// Show the version of an image, by its labels or its id
 #[derive(Debug, clap::Args)]
 pub struct Version {
@@ -76,33 +54,6 @@ pub struct Version {
     json: bool,
     #[arg(long, hide = true)]
     storage: Option<String>,
-}
-
-#[allow(clippy::struct_excessive_bools)] // one flag each
-/// Read every object of images again, and ask the registry whether it has a newer one; exit 1 if
-/// anything is damaged or differs
-#[derive(Debug, clap::Args)]
-pub struct VerifyImage {
-    /// Stored image
-    #[arg(value_name = "IMAGE")]
-    image: Option<String>,
-    /// All of them
-    #[arg(short, long)]
-    all: bool,
-    /// Do not read the objects
-    #[arg(long)]
-    no_validate: bool,
-    /// Do not ask the registry
-    #[arg(long)]
-    offline: bool,
-    /// Show images without differences as well
-    #[arg(short, long)]
-    verbose: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    source: SourceArgs,
 }
 
 /// Pull images again
@@ -213,62 +164,6 @@ impl ImageInfo {
 /// What a dry run says of an image that the registry has a newer one of.
 const NOT_UPDATED: &str = "Not updated";
 
-/// No help is longer.
-const MAX_HELP_BYTES: u64 = 1024 * 1024;
-
-impl Help {
-    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        let (store, image) = find(call, &self.image)?;
-        let files = ImageTree::open(store.repo(), &store.image_tree(&image)?)?;
-        if let Some(page) = files.read("help.1", MAX_HELP_BYTES)? {
-            if find_program("man").is_some() {
-                let file = tempfile::NamedTempFile::new()
-                    .and_then(|file| std::fs::write(file.path(), &page).map(|()| file))
-                    .context(|| "cannot write a temporary file".into())?;
-                let man = Child::new("man").arg("--local-file").arg(file.path());
-                return Ok(super::run::passed_on(man.status()?));
-            }
-            return print_safely(call, &page);
-        }
-        if let Some(text) = files.read("README.md", MAX_HELP_BYTES)? {
-            return print_safely(call, &text);
-        }
-        fail!(Kind::NotFound, "There is no help for {}.", self.image)
-    }
-}
-
-impl HelpOf {
-    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        if let Some(verb) = &self.image
-            && let Some(command) = super::definition().find_subcommand_mut(verb)
-        {
-            let help = command.render_long_help().to_string();
-            call.out.line(help.trim_end())?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        if let Some(image) = self.image {
-            return Help {
-                image,
-                storage: None,
-            }
-            .run(call);
-        }
-        let help = super::definition().render_help().to_string();
-        call.out.line(help.trim_end())?;
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Print an image's text without what would steer the terminal.
-fn print_safely(call: &mut Call<'_>, text: &[u8]) -> Result<ExitCode> {
-    let text: String = String::from_utf8_lossy(text)
-        .chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect();
-    call.out.line(text.trim_end())?;
-    Ok(ExitCode::SUCCESS)
-}
-
 impl Version {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let (store, image) = find(call, &self.image)?;
@@ -301,159 +196,6 @@ impl Version {
             0,
         )?;
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-impl VerifyImage {
-    /// What is to be verified, unless it is all.
-    pub fn name(&self) -> Option<&str> {
-        self.image.as_deref().filter(|_| !self.all)
-    }
-
-    /// True if JSON is wanted.
-    pub fn is_json(&self) -> bool {
-        self.json
-    }
-
-    /// True if something is said that means nothing for containers.
-    pub fn has_image_options(&self) -> bool {
-        self.no_validate || self.offline || self.verbose
-    }
-
-    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        if self.all && self.image.is_some() {
-            fail!(
-                Kind::Usage,
-                "Incompatible options specified.  --all doesn't support an image name"
-            );
-        }
-        let Some(store) = Store::open_existing(call.config)? else {
-            fail!(Kind::NotFound, "there are no images");
-        };
-        let images = match &self.image {
-            Some(image) => vec![store.find_one(image)?],
-            None if self.all => store.inventory()?.images,
-            None => fail!(Kind::Usage, "Please specify the image name"),
-        };
-        let mut shown = Vec::new();
-        let mut bad = Vec::new();
-        for image in &images {
-            let findings = if self.no_validate {
-                Findings::default()
-            } else {
-                store.verify_image(image)?
-            };
-            let damage = findings.lines();
-            if !findings.relabelled.is_empty() {
-                call.out.note(format!(
-                    "{}: {} files have another SELinux label than when they were stored",
-                    image.name,
-                    findings.relabelled.len()
-                ));
-            }
-            for line in damage.iter().take(MAX_SHOWN) {
-                call.out.note(format!("{}: {line}", image.name));
-            }
-            if damage.len() > MAX_SHOWN {
-                call.out.note(format!(
-                    "{}: and {} more",
-                    image.name,
-                    damage.len() - MAX_SHOWN
-                ));
-            }
-            let remote = if self.offline {
-                None
-            } else {
-                self.newest(call, image)
-            };
-            let differs = remote.as_ref().is_some_and(|id| *id != image.id());
-            if differs || !damage.is_empty() || !findings.relabelled.is_empty() {
-                bad.push(image.name.clone());
-            }
-            shown.push((image, damage, remote, differs, findings.relabelled));
-        }
-        if self.json {
-            let rows: Vec<_> = shown
-                .iter()
-                .map(|(image, damage, remote, differs, relabelled)| {
-                    json!({"name": image.name, "id": image.id(), "remote_id": remote,
-                           "differs": differs, "damage": damage, "relabelled": relabelled})
-                })
-                .collect();
-            call.out.json(&json!({"version": 1, "images": rows}))?;
-        } else {
-            let short = |id: &str| short_id(id).to_owned();
-            let rows: Vec<Vec<String>> = shown
-                .iter()
-                .filter(|(_, damage, _, differs, relabelled)| {
-                    self.verbose || *differs || !damage.is_empty() || !relabelled.is_empty()
-                })
-                .map(|(image, damage, remote, differs, relabelled)| {
-                    vec![
-                        image.name.clone(),
-                        short(&image.id()),
-                        remote.as_deref().map(short).unwrap_or_default(),
-                        match (damage.is_empty(), differs) {
-                            (false, _) => "DAMAGED",
-                            (true, true) => "YES",
-                            (true, false) if !relabelled.is_empty() => "LABELS",
-                            (true, false) => "NO",
-                        }
-                        .to_owned(),
-                    ]
-                })
-                .collect();
-            if !rows.is_empty() {
-                call.out.table(
-                    &[
-                        ("NAME", 20),
-                        ("LOCAL VERSION", 13),
-                        ("REMOTE VERSION", 14),
-                        ("DIFFERS", 7),
-                    ],
-                    &rows,
-                    true,
-                    true,
-                    0,
-                )?;
-            }
-        }
-        if bad.is_empty() {
-            return Ok(ExitCode::SUCCESS);
-        }
-        Err(Error::new(
-            Kind::Invalid,
-            format!(
-                "not as in the registry: {}\n\"atomic-rs pull\" fetches what is damaged or newer",
-                bad.join(" ")
-            ),
-        ))
-    }
-
-    /// The id the registry has for the same name; nothing where it cannot be asked.
-    fn newest(&self, call: &mut Call<'_>, image: &StoredImage) -> Option<String> {
-        let from = image.source.as_deref().unwrap_or(&image.name);
-        let asked = self.source.reference(from).and_then(|reference| {
-            if reference.is_unqualified() {
-                fail!(
-                    Kind::NotFound,
-                    "Image {} not fully qualified: skipping",
-                    image.name
-                );
-            }
-            let access = self
-                .source
-                .access()
-                .or_platform(image.platform.as_deref())?;
-            Remote::open(call.config, &reference, &access)
-        });
-        match asked {
-            Ok(remote) => Some(remote.digest().hex()),
-            Err(error) => {
-                call.out.note(error.to_string());
-                None
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{ChangeArgs, ListArgs};
 use super::containers::parse_filters;
-use super::{Call, export, image};
+use super::{Call, export, help, image, verify_image};
 use crate::container::list::local_time;
 use crate::deployment::{Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
@@ -29,9 +29,9 @@ enum Verb {
     Prune(Prune),
     Tag(image::Tag),
     Info(image::ImageInfo),
-    Help(image::Help),
+    Help(help::Help),
     Version(image::Version),
-    Verify(image::VerifyImage),
+    Verify(verify_image::VerifyImage),
     Update(image::UpdateImage),
     Export(export::Export),
     Import(export::Import),

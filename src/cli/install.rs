@@ -50,6 +50,15 @@ pub struct Install {
     /// or the configuration says]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     auto_update: Option<bool>,
+    /// How the image's files for the host are installed: "no" for plain files, which "auto" means as well;
+    /// packages ("yes", "build") are not made by this version
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    system_package: String,
     /// Let the image put files at or below this path of the host, which is closed to images otherwise
     #[arg(long, value_name = "PATH")]
     allow_host_path: Vec<Utf8PathBuf>,
@@ -121,6 +130,19 @@ impl Install {
         }
         if for_user && is_root {
             fail!(Kind::Failed, "--user does not work for privileged user");
+        }
+        match self.system_package.as_str() {
+            "auto" | "no" => {}
+            "yes" | "build" if !is_root => fail!(Kind::Usage, "Only --system can generate rpms"),
+            "yes" | "build" => fail!(
+                Kind::Usage,
+                "--system-package={}: this version makes no packages, only plain files (\"no\")",
+                self.system_package
+            ),
+            _ => fail!(
+                Kind::Usage,
+                "Invalid --system-package mode.  Accepted values: 'auto', 'build', 'no', 'yes'"
+            ),
         }
         let values = self.set.values()?;
         let mut options = self.run.options(command)?;

@@ -9,6 +9,7 @@ mod completion;
 mod containers;
 mod diff;
 mod export;
+mod help;
 mod image;
 mod images;
 mod inspect;
@@ -24,6 +25,7 @@ mod trust;
 mod uninstall;
 mod update;
 mod verify;
+mod verify_image;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -129,7 +131,7 @@ enum Verb {
     #[command(hide = true)]
     Version(image::Version),
     #[command(hide = true)]
-    Help(image::HelpOf),
+    Help(help::HelpOf),
     #[command(hide = true)]
     OwnerLayer(owners::OwnerLayer),
     Recover(recover::Recover),

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::Call;
 use super::args::{ChangeArgs, SourceArgs};
-use super::image::VerifyImage;
 use super::output::PullProgress;
+use super::verify_image::VerifyImage;
 use crate::container;
 use crate::container::run::installed;
 use crate::error::{Kind, Result};

@@ -1,6 +1,6 @@
 //! What install, update, rollback and uninstall have in common.
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
@@ -278,7 +278,7 @@ fn deploy_steps(
     owner_steps(plan, slot, &rendered.info, commit);
     plan.switch.push(Step::PlaceDeployment { slot });
     plan.close.push(Step::DropDeployment { slot });
-    host_file_steps(
+    unit_file_steps(
         paths,
         plan,
         rendered.unit.as_deref(),
@@ -288,17 +288,24 @@ fn deploy_steps(
 
 /// The steps that give a deployment that is in place another `info`.
 pub(super) fn rewrite_info(plan: &mut Plan, deployment: &Utf8Path, info: &Info) {
-    let target = deployment.join("info");
+    write_steps(plan, deployment.join("info"), info.to_text(), 0o600);
+}
+
+/// The steps that give a file new content, whether there is one or not.
+fn write_steps(plan: &mut Plan, target: Utf8PathBuf, content: String, mode: u32) {
+    let replaces = target.exists();
     plan.stage.push(Step::StageFile {
         target: target.clone(),
-        content: info.to_text(),
-        mode: 0o600,
+        content,
+        mode,
     });
     plan.switch.push(Step::PlaceFile {
         target: target.clone(),
-        replaces: true,
+        replaces,
     });
-    plan.close.push(Step::DropFile { target });
+    if replaces {
+        plan.close.push(Step::DropFile { target });
+    }
 }
 
 /// The steps that make the owner layer a deployment needs, if it needs one.
@@ -309,33 +316,20 @@ pub(super) fn owner_steps(plan: &mut Plan, slot: Slot, info: &Info, commit: Opti
 }
 
 /// The steps that give the unit and the tmpfiles.d file their new content, or remove them.
-pub(super) fn host_file_steps(
+pub(super) fn unit_file_steps(
     paths: &Paths,
     plan: &mut Plan,
     unit: Option<&str>,
     tmpfiles: Option<&str>,
 ) {
     for (target, content) in [(paths.unit(), unit), (paths.tmpfiles(), tmpfiles)] {
-        let replaces = target.exists();
-        match content {
-            Some(content) => {
-                plan.stage.push(Step::StageFile {
-                    target: target.clone(),
-                    content: content.to_owned(),
-                    // Anyone can read units over D-Bus anyway, and systemd warns of closed ones.
-                    mode: 0o644,
-                });
-                plan.switch.push(Step::PlaceFile {
-                    target: target.clone(),
-                    replaces,
-                });
-            }
-            None if replaces => plan.switch.push(Step::RemoveFile {
+        if let Some(content) = content {
+            // Anyone can read units over D-Bus anyway, and systemd warns of closed ones.
+            write_steps(plan, target, content.to_owned(), 0o644);
+        } else if target.exists() {
+            plan.switch.push(Step::RemoveFile {
                 target: target.clone(),
-            }),
-            None => continue,
-        }
-        if replaces {
+            });
             plan.close.push(Step::DropFile { target });
         }
     }

@@ -14,6 +14,7 @@ mod render;
 mod rollback;
 pub mod run;
 mod uninstall;
+mod unit;
 mod update;
 mod verify;
 mod window;

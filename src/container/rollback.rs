@@ -51,7 +51,7 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
         replaces: Info::read(&paths.slot(from)).ok().map(|info| info.revision),
         auto_update: None,
     });
-    change::host_file_steps(
+    change::unit_file_steps(
         &paths,
         &mut plan,
         unit_text.as_deref(),

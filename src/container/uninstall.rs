@@ -56,7 +56,7 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     if paths.unit().exists() {
         plan.stop.push(Step::Disable { unit });
     }
-    change::host_file_steps(&paths, &mut plan, None, None);
+    change::unit_file_steps(&paths, &mut plan, None, None);
     let record = Info::read(&paths.slot(from)).map(|info| info.installed_files_checksum);
     let files = hostfiles::removal(config, &record.unwrap_or_default())?;
     hostfiles::steps(&mut plan, None, &files);

@@ -171,7 +171,7 @@ pub fn repair(
     change::owner_steps(&mut plan, slot, &info, Some(tree));
     plan.switch.push(Step::PlaceDeployment { slot });
     plan.close.push(Step::DropDeployment { slot });
-    change::host_file_steps(&paths, &mut plan, unit.as_deref(), tmpfiles.as_deref());
+    change::unit_file_steps(&paths, &mut plan, unit.as_deref(), tmpfiles.as_deref());
     change::switch_steps(
         host,
         &paths,

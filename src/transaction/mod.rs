@@ -5,6 +5,7 @@
 //! if it did not.
 
 mod engine;
+mod files;
 mod host;
 mod plan;
 mod show;

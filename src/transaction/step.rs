@@ -3,13 +3,12 @@
 //! Every step finds out from the disk what is already done, so that doing it twice is doing it
 //! once, and undoing what was not done is nothing.
 
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::files::{beside, deploy, exists, exists_std, make_directory, point, rename};
 use super::host::Host;
 use super::plan::Plan;
 use crate::deployment::owners::{self, OwnerLayer};
@@ -481,79 +480,4 @@ impl Step {
             _ => None,
         }
     }
-}
-
-fn deploy(
-    host: &Host<'_>,
-    staged: &Utf8Path,
-    commit: Option<&str>,
-    remote: Option<&Utf8Path>,
-    files: &[DeployFile],
-) -> Result<()> {
-    safefs::remove_tree(staged.as_std_path())?;
-    std::fs::DirBuilder::new()
-        .mode(0o700)
-        .create(staged)
-        .context(|| format!("cannot create {staged}"))?;
-    if let Some(commit) = commit {
-        Store::open(host.config())?.check_out(commit, staged)?;
-    }
-    if let Some(remote) = remote {
-        symlink(remote, staged.join("rootfs"))
-            .context(|| format!("cannot create {staged}/rootfs"))?;
-    }
-    for file in files {
-        let path = staged.join(&file.name);
-        safefs::write_new_file(path.as_std_path(), file.content.as_bytes(), file.mode)?;
-    }
-    Ok(())
-}
-
-fn make_directory(path: &Utf8Path, (mode, uid, gid): (u32, u32, u32)) -> Result<()> {
-    let failed = || format!("cannot create {path}");
-    match std::fs::create_dir(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) => return Err(error).context(failed),
-    }
-    std::os::unix::fs::chown(path, Some(uid), Some(gid)).context(failed)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-    std::fs::set_permissions(path, mode).context(failed)
-}
-
-/// Point the container's symlink to a slot, or remove it.
-fn point(paths: &Paths, slot: Option<Slot>) -> Result<()> {
-    let link = paths.link();
-    if let Some(slot) = slot {
-        safefs::replace_symlink(link.as_std_path(), paths.slot(slot).as_std_path())
-    } else {
-        safefs::remove_if_exists(link.as_std_path())?;
-        safefs::sweep_beside(link.as_std_path())?;
-        match link.parent() {
-            Some(parent) => safefs::fsync_dir(parent.as_std_path()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// `DIR/.atomic-rs-ID-NAME-new`: beside the file and with none of the suffixes by which systemd,
-/// udev or sudo pick files up.
-fn beside(target: &Utf8Path, id: &str, what: &str) -> std::path::PathBuf {
-    let name = target.file_name().unwrap_or_default();
-    target
-        .with_file_name(format!(".atomic-rs-{id}-{name}-{what}"))
-        .into()
-}
-
-fn exists(path: &Utf8Path) -> bool {
-    exists_std(path.as_std_path())
-}
-
-/// Also true for a dangling link.
-fn exists_std(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok()
-}
-
-fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
-    safefs::rename(from.as_std_path(), to.as_std_path())
 }
