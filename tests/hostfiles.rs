@@ -81,6 +81,17 @@ fn host_files_go_through_install_update_rollback_and_uninstall() {
     );
     assert_eq!(host.atomic_ok("verify files"), "");
 
+    host.ok("rm /usr/local/lib/renamed-files");
+    let verify = host.atomic("verify files");
+    assert!(
+        verify.code() == 1 && verify.out().contains("renamed-files is missing"),
+        "{}",
+        verify.out()
+    );
+    host.atomic_ok("repair files");
+    assert!(host.exists("/usr/local/lib/renamed-files"));
+    assert_eq!(host.atomic_ok("verify files"), "");
+
     // Somebody changes one, and something else has a name of the next version's.
     host.sh(&format!(
         "echo mine > {lib}/secret-message-template; echo theirs > {lib}/new"

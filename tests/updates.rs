@@ -45,7 +45,8 @@ fn json_of(host: &Host, words: &str) -> Value {
 
 /// Update a serving container to something bad: the old version must serve again within the watch
 /// and five seconds, and the ledger must know.
-fn returns(bad: fn(u16) -> Image, reason: &str) {
+fn returns(bad: fn(u16) -> Image, reasons: &[&str]) {
+    let tells = |text: &str| reasons.iter().any(|reason| text.contains(reason));
     let name = "web";
     let registry = Registry::start();
     let host = Host::boot();
@@ -64,7 +65,7 @@ fn returns(bad: fn(u16) -> Image, reason: &str) {
     let took = begun.elapsed();
     let err = output.err();
     assert_eq!(output.code(), 1, "{err}");
-    assert!(err.contains(reason), "{err}");
+    assert!(tells(&err), "{err}");
     assert!(
         err.contains("is running again") && err.contains("on record as bad"),
         "{err}"
@@ -79,7 +80,7 @@ fn returns(bad: fn(u16) -> Image, reason: &str) {
     let last = history["deployments"].as_array().unwrap().last().unwrap();
     assert_eq!(last["verdict"], "returned", "{history}");
     assert_eq!(last["revision"], written.id());
-    assert!(last["reason"].as_str().unwrap().contains(reason), "{last}");
+    assert!(tells(last["reason"].as_str().unwrap()), "{last}");
     assert!(
         host.atomic_ok(&format!("history {name}"))
             .contains("returned")
@@ -109,20 +110,24 @@ fn returns(bad: fn(u16) -> Image, reason: &str) {
 
 #[test]
 fn an_update_whose_process_ends_at_once_returns() {
-    returns(|_| broken("echo dying; exit 3"), "did not stay");
+    // It is a race whether systemd still sees it start.
+    returns(
+        |_| broken("echo dying; exit 3"),
+        &["did not stay", "could not start web.service"],
+    );
 }
 
 #[test]
 fn an_update_that_dies_after_three_seconds_returns() {
     returns(
         |_| broken_simple("echo here; sleep 3; exit 1"),
-        "did not stay",
+        &["did not stay"],
     );
 }
 
 #[test]
 fn an_update_that_restarts_in_a_loop_returns() {
-    returns(|_| broken("sleep 0.5; exit 1"), "did not stay");
+    returns(|_| broken("sleep 0.5; exit 1"), &["did not stay"]);
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn an_update_whose_health_command_fails_returns() {
                 json!({"Test": ["CMD-SHELL", "echo not well; exit 1"], "Timeout": 1_000_000_000}),
             )
         },
-        "not healthy after 5 seconds: the health command ended with exit status: 1: not well",
+        &["not healthy after 5 seconds: the health command ended with exit status: 1: not well"],
     );
 }
 
@@ -146,7 +151,7 @@ fn an_update_that_hangs_at_start_returns() {
             broken("trap '' TERM; while :; do sleep 1; done")
                 .set("Labels", json!({"atomic.service.type": "notify"}))
         },
-        "did not start within 5 seconds",
+        &["did not start within 5 seconds"],
     );
 }
 

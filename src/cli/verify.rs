@@ -79,7 +79,7 @@ impl Verify {
         }
         fail!(
             Kind::Invalid,
-            "{name} is not as it was deployed: \"atomic-rs repair {name}\" makes it so again"
+            "{name} is not as it was deployed: \"atomic-rs repair {name}\" makes it so again, but for what somebody changed on the host"
         )
     }
 }

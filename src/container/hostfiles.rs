@@ -1,5 +1,7 @@
 //! A container's files on the host: what a change means for them.
 
+use std::collections::BTreeMap;
+
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::update::current_image;
@@ -40,6 +42,11 @@ pub fn plan(
         },
     )?;
     let paths = Paths::new(config, name);
+    let all = if wanted.files.is_empty() {
+        BTreeMap::new()
+    } else {
+        owners(config)?
+    };
     for file in &wanted.files {
         let target = &file.target;
         if *target == paths.unit() || *target == paths.tmpfiles() {
@@ -48,9 +55,9 @@ pub fn plan(
                 "the image wants to write {target}, which is the container's own"
             );
         }
-        if !before.contains_key(target.as_str())
-            && let Some(other) = owner(config, target)?
-            && other != *name
+        // Directories are for everybody.
+        if let Some(other) = all.get(target.as_str())
+            && other != name
             && State::of(target)? != State::There("0".into())
         {
             fail!(
@@ -130,18 +137,24 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, compared: &Comparison) {
 
 /// The container that put a file on the host.
 pub fn owner(config: &Config, path: &Utf8Path) -> Result<Option<ContainerName>> {
+    Ok(owners(config)?.remove(path.as_str()))
+}
+
+/// Every path that a container put on the host, and which one did.
+fn owners(config: &Config) -> Result<BTreeMap<String, ContainerName>> {
+    let mut all = BTreeMap::new();
     for name in installed(config)? {
         let paths = Paths::new(config, &name);
         let Ok(Some(slot)) = paths.current() else {
             continue;
         };
         // A broken container hides no other.
-        let record = Info::read(&paths.slot(slot)).map(|info| info.installed_files_checksum);
-        if record.is_ok_and(|record| record.contains_key(path.as_str())) {
-            return Ok(Some(name));
+        if let Ok(info) = Info::read(&paths.slot(slot)) {
+            let files = info.installed_files_checksum.into_keys();
+            all.extend(files.map(|path| (path, name.clone())));
         }
     }
-    Ok(None)
+    Ok(all)
 }
 
 /// Which host files are not what was installed.

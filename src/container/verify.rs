@@ -116,7 +116,7 @@ pub fn repair(
         }
     }
     let image = current_image(&store, &info)?;
-    let tree = store.image_tree(&image)?;
+    let commit = store.image_tree(&image)?;
     drop(store);
     let mut plan = Plan::new("repair", name, Some(slot), Some(slot));
     let mut files = deployment_files(&paths, slot)?;
@@ -156,19 +156,32 @@ pub fn repair(
             });
         }
     }
+    // What is missing on the host comes back; what somebody changed stays.
+    let mut fresh = info.clone();
+    let tree = hostfiles::files_of(config, &info, &deployment)?;
+    let before = &info.installed_files_checksum;
+    let on_host = hostfiles::plan(config, name, tree.as_ref(), &mut fresh, before)?;
+    if fresh != info
+        && let Some(file) = files.iter_mut().find(|file| file.name == "info")
+    {
+        file.content = fresh.to_text();
+    }
+    notes.extend(on_host.notes.iter().cloned());
     let mut effects = Effects {
         complete: true,
         ..Effects::default()
     };
+    effects.host_files(&on_host);
     effects.file(paths.unit(), unit.as_deref());
     effects.file(paths.tmpfiles(), tmpfiles.as_deref());
     plan.stage.push(Step::Deploy {
         slot,
-        commit: Some(tree.clone()),
+        commit: Some(commit.clone()),
         remote: None,
         files,
     });
-    change::owner_steps(&mut plan, slot, &info, Some(tree));
+    change::owner_steps(&mut plan, slot, &info, Some(commit));
+    hostfiles::steps(&mut plan, Some(slot), &on_host);
     plan.switch.push(Step::PlaceDeployment { slot });
     plan.close.push(Step::DropDeployment { slot });
     change::unit_file_steps(&paths, &mut plan, unit.as_deref(), tmpfiles.as_deref());

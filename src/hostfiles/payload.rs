@@ -1,6 +1,7 @@
 //! One file on its way to the host, and what is on the disk.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -99,7 +100,12 @@ impl State {
         let failed = || format!("cannot read {path}");
         let found = match std::fs::symlink_metadata(path) {
             Ok(found) => found,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::Missing),
+            // Also where a directory above gave way to a file.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return Ok(Self::Missing);
+            }
             Err(error) => return Err(error).context(failed),
         };
         Ok(if found.is_dir() {
