@@ -162,11 +162,11 @@ pub fn verify(info: &Info) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for (path, recorded) in &info.installed_files_checksum {
         let path = Utf8PathBuf::from(path);
-        match State::of(&path)? {
-            State::Missing => problems.push(format!("{path} is missing on the host")),
-            State::There(found) if found == *recorded => {}
-            State::There(found) if recorded == "0" && found.starts_with("link:") => {}
-            _ => problems.push(format!("{path} on the host is not what was installed")),
+        let state = State::of(&path)?;
+        if state == State::Missing {
+            problems.push(format!("{path} is missing on the host"));
+        } else if !state.is_as_recorded(recorded) {
+            problems.push(format!("{path} on the host is not what was installed"));
         }
     }
     Ok(problems)

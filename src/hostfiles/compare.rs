@@ -42,7 +42,7 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
         let state = State::of(path)?;
         let recorded = before.get(path.as_str());
         let new = &file.checksum;
-        let is_ours = recorded.is_some_and(|recorded| is_as_recorded(&state, recorded));
+        let is_ours = recorded.is_some_and(|recorded| state.is_as_recorded(recorded));
         match (&state, recorded) {
             (State::Missing, _) if file.payload.kind == Kind::Dir => {
                 let payload = &file.payload;
@@ -82,7 +82,7 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
             out.record.insert(path.to_string(), recorded.clone());
         } else if is_dir && recorded == "0" {
             out.remove_dirs.push(path.to_owned());
-        } else if is_as_recorded(&state, recorded) {
+        } else if state.is_as_recorded(recorded) {
             out.remove.push(path.to_owned());
         } else if state != State::Missing {
             out.notes.push(format!(
@@ -102,14 +102,6 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
     }
     out.remove_dirs.sort_by(|a, b| b.cmp(a));
     Ok(out)
-}
-
-fn is_as_recorded(state: &State, recorded: &str) -> bool {
-    match state {
-        // The original had no other checksum for links.
-        State::There(found) => found == recorded || (recorded == "0" && found.starts_with("link:")),
-        State::Missing | State::Odd => false,
-    }
 }
 
 impl Comparison {

@@ -95,6 +95,17 @@ pub enum State {
 }
 
 impl State {
+    /// True if this is what `recorded`, a checksum on record, says.
+    pub fn is_as_recorded(&self, recorded: &str) -> bool {
+        match self {
+            // The original had no other checksum for links.
+            Self::There(found) => {
+                found == recorded || (recorded == "0" && found.starts_with("link:"))
+            }
+            Self::Missing | Self::Odd => false,
+        }
+    }
+
     /// Look.
     pub fn of(path: &Utf8Path) -> Result<Self> {
         let failed = || format!("cannot read {path}");
