@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +55,19 @@ impl Child {
         }
     }
 
+    /// A child that goes on when we are killed, and is not interrupted with us: what it does must not be
+    /// left half done.
+    pub fn surviving(program: impl AsRef<OsStr>) -> Self {
+        let program = program.as_ref();
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).process_group(0);
+        Self {
+            command,
+            line: program.to_string_lossy().into_owned(),
+            input: Vec::new(),
+        }
+    }
+
     /// One argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -96,6 +110,11 @@ impl Child {
     /// # Errors
     /// [`Kind::NotFound`] if the program is not installed.
     pub fn output(mut self) -> Result<Finished> {
+        self.try_output()
+    }
+
+    /// The same for a child that may have to be run again.
+    pub fn try_output(&mut self) -> Result<Finished> {
         tracing::debug!(command = %self.line, "run");
         let input = self.command_input()?;
         let output = self.command.stdin(input).output();

@@ -76,6 +76,10 @@ pub struct Config {
     /// Whether layers are kept in the store as they came, too: twice the space, and exports with the
     /// registry's own digest.
     pub keep_blobs: bool,
+    /// The format of packages with host files, `rpm` or `deb`; nothing: the host's own.
+    pub package_format: Option<String>,
+    /// The key of GPG's that signs rpms.
+    pub package_signer: Option<String>,
     /// Most bytes one layer may unpack to.
     pub max_layer_bytes: u64,
     /// True for root: the system's store, whose files keep their owners.
@@ -96,6 +100,8 @@ struct File {
     keep_blobs: Option<bool>,
     default_signer: Option<String>,
     update_window: Option<String>,
+    package_format: Option<String>,
+    package_signer: Option<String>,
     max_layer_bytes: Option<u64>,
 }
 
@@ -188,6 +194,8 @@ impl Config {
             auto_update: file.auto_update.unwrap_or(false),
             keep_blobs: file.keep_blobs.unwrap_or(false),
             update_window: file.update_window,
+            package_format: file.package_format,
+            package_signer: file.package_signer,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
         })
     }

@@ -36,7 +36,8 @@ fn host_files_go_through_install_update_rollback_and_uninstall() {
     ];
     let before = host.listing(&places);
     // The plan names every file before one is written.
-    let words = format!("install --name files --set RECEIVER=you --set PORT=1 {name}");
+    let words =
+        format!("install --system-package=no --name files --set RECEIVER=you --set PORT=1 {name}");
     let plan = host.atomic(&words.replace("install ", "install --dry-run "));
     assert_eq!(plan.code(), 3, "{}", plan.err());
     for path in [
@@ -196,7 +197,10 @@ fn every_kind_of_entry_arrives_as_it_is_and_links_are_made_where_they_may_be() {
             "#!/bin/sh\necho a tool of $0\n",
         );
     bringing(json!({}), layer).push(&registry, "kinds");
-    host.atomic_ok(&format!("install --name kinds {}", registry.name("kinds")));
+    host.atomic_ok(&format!(
+        "install --system-package=no --name kinds {}",
+        registry.name("kinds")
+    ));
     let stat = host.ok("stat -c %n:%F:%a:%u:%g /srv/tree /srv/tree/empty /srv/tree/own /srv/tree/to-dir /srv/tree/capable");
     assert_eq!(
         stat,
@@ -251,7 +255,10 @@ fn what_an_image_must_not_write_is_refused_before_anything_is_written() {
         );
         let name = format!("bad{number}");
         bringing(manifest, layer).push(&registry, &name);
-        let refused = host.atomic(&format!("install --name {name} {}", registry.name(&name)));
+        let refused = host.atomic(&format!(
+            "install --system-package=no --name {name} {}",
+            registry.name(&name)
+        ));
         assert!(
             refused.code() == 1 && refused.err().contains(named),
             "{target}: {}",
@@ -270,7 +277,7 @@ fn what_an_image_must_not_write_is_refused_before_anything_is_written() {
     )
     .push(&registry, "boot");
     host.atomic_ok(&format!(
-        "install --name boot --allow-host-path /boot/loader {}",
+        "install --system-package=no --name boot --allow-host-path /boot/loader {}",
         registry.name("boot")
     ));
     assert_eq!(host.read("/boot/loader/entry"), "boot me");
@@ -292,9 +299,12 @@ fn a_path_belongs_to_one_container() {
             );
         bringing(json!({}), layer).push(&registry, name);
     }
-    host.atomic_ok(&format!("install --name first {}", registry.name("first")));
+    host.atomic_ok(&format!(
+        "install --system-package=no --name first {}",
+        registry.name("first")
+    ));
     let refused = host.atomic(&format!(
-        "install --name second {}",
+        "install --system-package=no --name second {}",
         registry.name("second")
     ));
     assert!(
@@ -308,7 +318,7 @@ fn a_path_belongs_to_one_container() {
     assert!(!host.exists("/usr/local/share/both/second"));
     host.atomic_ok("uninstall first");
     host.atomic_ok(&format!(
-        "install --name second {}",
+        "install --system-package=no --name second {}",
         registry.name("second")
     ));
     assert_eq!(host.read("/usr/local/bin/shared"), "second");
@@ -331,7 +341,10 @@ fn kills_leave_host_files_wholly_old_or_wholly_new() {
         bringing(json!({}), layer).push(&registry, "many");
     };
     push("v0");
-    host.atomic_ok(&format!("install --name many {}", registry.name("many")));
+    host.atomic_ok(&format!(
+        "install --system-package=no --name many {}",
+        registry.name("many")
+    ));
     for round in 1..=12_u32 {
         push(&format!("v{round}"));
         let mut child = host

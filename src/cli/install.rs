@@ -5,10 +5,12 @@ use clap::ValueEnum;
 
 use super::Call;
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
-use crate::container::{self, Outcome, remote_rootfs, run};
+use crate::config::Config;
+use crate::container::{self, Outcome, PackageWish, remote_rootfs, run};
 use crate::deployment::{ContainerName, Paths};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::hostfiles::package::{Format, Mode};
 use crate::pull::Remote;
 use crate::runtime::Runtime;
 use crate::runtime::mounts;
@@ -50,8 +52,10 @@ pub struct Install {
     /// or the configuration says]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     auto_update: Option<bool>,
-    /// How the image's files for the host are installed: "no" for plain files, which "auto" means as well;
-    /// packages ("yes", "build") are not made by this version
+    /// How the image's files for the host are installed: in a package of the host's package manager
+    /// ("yes"), as plain files ("no"), or in a package wherever there is a package manager ("auto").
+    /// "build" installs nothing and makes a package of the whole container in the current directory,
+    /// for machines without this program
     #[arg(
         long,
         value_name = "MODE",
@@ -59,6 +63,15 @@ pub struct Install {
         hide_default_value = true
     )]
     system_package: String,
+    /// Format of the package, rpm or deb [default: the host's]
+    #[arg(long, value_name = "FORMAT")]
+    package_format: Option<Format>,
+    /// Sign the rpm with this key of GPG's [default: what the configuration says]
+    #[arg(long, value_name = "KEY")]
+    sign_by: Option<String>,
+    /// Let the image's own package (exports/container.rpm) run its scripts on this host
+    #[arg(long)]
+    allow_package_scripts: bool,
     /// Let the image put files at or below this path of the host, which is closed to images otherwise
     #[arg(long, value_name = "PATH")]
     allow_host_path: Vec<Utf8PathBuf>,
@@ -131,18 +144,22 @@ impl Install {
         if for_user && is_root {
             fail!(Kind::Failed, "--user does not work for privileged user");
         }
-        match self.system_package.as_str() {
-            "auto" | "no" => {}
+        let mode = match self.system_package.as_str() {
+            "auto" => Some(Mode::Auto),
+            "no" => Some(Mode::No),
             "yes" | "build" if !is_root => fail!(Kind::Usage, "Only --system can generate rpms"),
-            "yes" | "build" => fail!(
-                Kind::Usage,
-                "--system-package={}: this version makes no packages, only plain files (\"no\")",
-                self.system_package
-            ),
+            "yes" => Some(Mode::Yes),
+            "build" => None,
             _ => fail!(
                 Kind::Usage,
                 "Invalid --system-package mode.  Accepted values: 'auto', 'build', 'no', 'yes'"
             ),
+        };
+        if mode.is_none() && self.rootfs.is_some() {
+            fail!(
+                Kind::Usage,
+                "--rootfs and --system-package=build exclude each other: a package holds the whole container"
+            );
         }
         let values = self.set.values()?;
         let mut options = self.run.options(command)?;
@@ -150,6 +167,7 @@ impl Install {
         options.health_cmd.clone_from(&self.watch.health_cmd);
         options.watch = self.watch.watch;
         options.allow_host_paths = self.allow_host_path;
+        options.allow_package_scripts = self.allow_package_scripts;
         let reference = self.source.reference(image)?;
         let remote = self.rootfs.as_deref().map(remote_rootfs).transpose()?;
         let name: ContainerName = match &self.name {
@@ -161,13 +179,17 @@ impl Install {
         };
         // Known without the image, so said before anything is pulled.
         Runtime::find(self.runtime.as_deref().or(call.config.runtime.as_deref()))?;
-        if Paths::new(call.config, &name).current()?.is_some() {
+        if mode.is_some() && Paths::new(call.config, &name).current()?.is_some() {
             return self
                 .change
                 .nothing(call, &format!("{name} already present"));
         }
-        let host = Host::new(call.config);
-        host.manager()?;
+        let mut config = call.config.clone();
+        config.package_signer = self.sign_by.or(config.package_signer);
+        let host = Host::new(&config);
+        if mode.is_some() {
+            host.manager()?;
+        }
         let store = Store::open(call.config)?;
         let stored = if self.change.is_dry() {
             let known = match &reference.name {
@@ -204,6 +226,10 @@ impl Install {
         }
         drop(store);
         let request = container::Install {
+            package: PackageWish {
+                mode: mode.unwrap_or_default(),
+                format: self.package_format,
+            },
             name,
             image: stored,
             reference,
@@ -213,9 +239,44 @@ impl Install {
             auto_update: self.auto_update,
             remote,
         };
+        if mode.is_none() {
+            return build(&self.change, call, &config, &request);
+        }
         let outcome = container::install(&host, &request)?;
         self.change.finish(call, &host, &outcome)
     }
+}
+
+/// `--system-package=build`
+fn build(
+    change: &ChangeArgs,
+    call: &mut Call<'_>,
+    config: &Config,
+    request: &container::Install,
+) -> Result<ExitCode> {
+    let built = container::build_package(config, request, change.is_dry())?;
+    for note in &built.notes {
+        call.out.note(note);
+    }
+    let directory = Utf8PathBuf::try_from(
+        std::env::current_dir().context(|| "there is no current directory".into())?,
+    )
+    .map_err(|_| Error::new(Kind::Invalid, "the current directory is not UTF-8"))?;
+    let target = directory.join(&built.file);
+    let step = format!(
+        "make the package {target} ({} {})",
+        built.name, built.version
+    );
+    if let Some(code) = change.told(call, "install", std::slice::from_ref(&step))? {
+        return Ok(code);
+    }
+    built.place(&target)?;
+    if change.is_json() {
+        return change.done(call, "install", &[step]);
+    }
+    call.out
+        .line(format!("Generated {} {target}", built.format))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl RunArgs {

@@ -348,13 +348,15 @@ pub struct History {
     json: bool,
 }
 
-const HISTORY: [(&str, usize); 6] = [
+const HISTORY: [(&str, usize); 8] = [
     ("WHEN", 16),
     ("CHANGE", 8),
     ("IMAGE ID", 12),
     ("IMAGE", 20),
     ("RESULT", 11),
     ("OUTAGE", 8),
+    ("FILES", 5),
+    ("PACKAGE", 20),
 ];
 
 impl History {
@@ -390,10 +392,22 @@ impl History {
                         .outage_ms
                         .map(|ms| format!("{ms} ms"))
                         .unwrap_or_default(),
+                    entry.host_files.to_string(),
+                    entry.package.clone().unwrap_or_default(),
                 ]
             })
             .collect();
-        call.out.table(&HISTORY, &cells, true, false, 0)?;
+        // Few images bring anything to the host.
+        let shown = if ledger.entries.iter().any(|entry| entry.host_files > 0) {
+            HISTORY.len()
+        } else {
+            HISTORY.len() - 2
+        };
+        let cells: Vec<Vec<String>> = cells
+            .into_iter()
+            .map(|row| row.into_iter().take(shown).collect())
+            .collect();
+        call.out.table(&HISTORY[..shown], &cells, true, false, 0)?;
         for entry in &ledger.entries {
             if let Some(reason) = &entry.reason {
                 call.out.line(format!(

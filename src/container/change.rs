@@ -1,6 +1,9 @@
 //! What install, update, rollback and uninstall have in common.
 
+use std::sync::Arc;
+
 use camino::{Utf8Path, Utf8PathBuf};
+use tempfile::TempPath;
 
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
@@ -25,6 +28,8 @@ pub struct Change {
     pub effects: Effects,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// The file of its new package, until that is part of the deployment.
+    pub(super) _package: Option<Arc<TempPath>>,
     pub(super) _lock: Lock,
 }
 
@@ -179,6 +184,12 @@ pub(super) fn deploy(
             None => None,
         },
         auto_update: None,
+        host_files: rendered.info.installed_files.len(),
+        package: rendered
+            .info
+            .package
+            .as_ref()
+            .map(|package| package.version.clone()),
     });
     pin_steps(store, &mut plan, slot, image)?;
     deploy_steps(&paths, &mut plan, slot, tree, &rendered);
@@ -193,7 +204,8 @@ pub(super) fn deploy(
     Ok(Change {
         plan,
         effects: Effects::default(),
-        notes: [rendered.notes, rendered.host_files.notes].concat(),
+        notes: [rendered.notes, rendered.host_files.compared.notes].concat(),
+        _package: rendered.host_files.package.built,
         _lock: lock,
     })
 }

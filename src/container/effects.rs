@@ -6,12 +6,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::hostfiles::HostChange;
 use super::render::Rendered;
 use crate::deployment::{Info, Paths};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::hostfiles::Comparison;
 use crate::image::{Descriptor, ImageConfig, short_id};
+use crate::transaction::Shipment;
 
 /// Images unpack to about so many times their compressed size; only downloads show how many.
 const USUAL_RATIO: u64 = 3;
@@ -30,6 +31,9 @@ pub struct Effects {
     pub fetch: Option<Fetch>,
     /// Files of the host, but for the container's own directory.
     pub files: Vec<FileChange>,
+    /// The package they come in, if it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageChange>,
     /// Exposed ports.
     pub ports: Delta,
     /// Capabilities of the main process.
@@ -87,6 +91,20 @@ pub struct Layer {
     pub digest: String,
     /// Its compressed size in bytes.
     pub size: u64,
+}
+
+/// What becomes of the container's package. Packages are `NAME VERSION`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PackageChange {
+    /// The one before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The one after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// What it needs and is installed for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fetched: Vec<String>,
 }
 
 /// What becomes of a file.
@@ -314,7 +332,20 @@ impl Effects {
     }
 
     /// Note what becomes of the image's files on the host.
-    pub fn host_files(&mut self, compared: &Comparison) {
+    pub fn host_files(&mut self, change: &HostChange) {
+        let HostChange { compared, package } = change;
+        let mark = |shipment: &Shipment| format!("{} {}", shipment.name, shipment.version);
+        let (from, to) = (
+            package.from.as_ref().map(mark),
+            package.to.as_ref().map(mark),
+        );
+        if from != to {
+            self.package = Some(PackageChange {
+                from,
+                to,
+                fetched: package.fetch.iter().map(ToString::to_string).collect(),
+            });
+        }
         let of = |path: &Utf8PathBuf, change| FileChange {
             path: path.clone(),
             change,
@@ -360,6 +391,23 @@ impl Effects {
         }
         if let Some((before, after)) = &self.command {
             lines.push(format!("command: {before} -> {after}"));
+        }
+        if let Some(package) = &self.package {
+            let nothing = || "none".to_owned();
+            lines.push(match (&package.from, &package.to) {
+                (None, Some(to)) => format!("package: {to}"),
+                (from, to) => format!(
+                    "package: {} -> {}",
+                    from.clone().unwrap_or_else(nothing),
+                    to.clone().unwrap_or_else(nothing)
+                ),
+            });
+            if !package.fetched.is_empty() {
+                lines.push(format!(
+                    "packages fetched for it: {}",
+                    package.fetched.join(", ")
+                ));
+            }
         }
         for file in &self.files {
             lines.push(format!("{}: {}", file.change, file.path));

@@ -4,43 +4,108 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::packages::{self, Making, PackageWish, Packaging, Source};
 use super::update::current_image;
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
 use crate::fail;
-use crate::hostfiles::{Comparison, Record, Request, Rules, State, Wanted, compare, wanted};
+use crate::hostfiles::package::Format;
+use crate::hostfiles::{
+    Comparison, Kind as FileKind, Record, Request, Rules, State, Wanted, compare, wanted,
+};
+use crate::image::ImageConfig;
 use crate::safefs::{Files, Root};
 use crate::store::{ImageTree, Store};
 use crate::transaction::{Plan, Step};
 
-/// Decide what becomes of the host files when `info` is deployed; it gets the new record. `files`: those
-/// of its image; `before`: what is on record.
+/// What a change means for a container's files on the host, and for the package they may come in.
+#[derive(Debug, Clone, Default)]
+pub struct HostChange {
+    /// File by file.
+    pub compared: Comparison,
+    /// The package.
+    pub package: Packaging,
+}
+
+/// A deployment whose files are to be on the host.
+pub struct Wish<'a> {
+    /// The container.
+    pub name: &'a ContainerName,
+    /// Where the deployment will be.
+    pub slot: Slot,
+    /// The files of its image.
+    pub files: &'a dyn Files,
+    /// Whether and how they come in a package.
+    pub package: Package<'a>,
+}
+
+/// Where a deployment's package comes from.
+pub enum Package<'a> {
+    /// It is to be made, if there shall be one, by what the image says of itself.
+    New(PackageWish, &'a ImageConfig),
+    /// The deployment has its package already, or has none.
+    Ready,
+}
+
+/// Decide what becomes of the host files when `info` is deployed; it gets the new record. `before` is the
+/// deployment in use.
 pub fn plan(
     config: &Config,
-    name: &ContainerName,
-    files: &dyn Files,
+    wish: &Wish<'_>,
     info: &mut Info,
-    before: &Record,
-) -> Result<Comparison> {
+    before: Option<(&Info, Slot)>,
+) -> Result<HostChange> {
     if !config.is_system {
-        return Ok(Comparison::default());
+        return Ok(HostChange::default());
     }
-    let opened = info
-        .options
-        .as_ref()
-        .map(|options| options.allow_host_paths.as_slice());
-    let rules = Rules::new(config, opened.unwrap_or_default());
-    let wanted = wanted(
-        files,
-        &Request {
-            rename: &info.rename_installed_files,
-            templates: &info.installed_files_template,
-            use_links: info.use_links,
-            values: &info.values,
-            rules: &rules,
-        },
-    )?;
+    let options = info.options.clone().unwrap_or_default();
+    let rules = Rules::new(config, &options.allow_host_paths);
+    let nothing = Record::new();
+    let record = before.map_or(&nothing, |(info, _)| &info.installed_files_checksum);
+    let source = match wish.package {
+        Package::New(said, _) => {
+            let last = before.and_then(|(info, _)| info.rpm_installed.as_deref());
+            Source::choose(config, said, last.and_then(Format::of_file), wish.files)?
+        }
+        Package::Ready => Source::of_deployment(config, wish, info)?,
+    };
+    let wanted = match &source {
+        Source::Own(_, _, contents) => {
+            packages::check_own(contents, &rules, options.allow_package_scripts)?
+        }
+        Source::Plain | Source::Ours(_) => wanted(
+            wish.files,
+            &Request {
+                rename: &info.rename_installed_files,
+                templates: &info.installed_files_template,
+                use_links: info.use_links,
+                values: &info.values,
+                rules: &rules,
+            },
+        )?,
+    };
+    check_owners(config, wish.name, &wanted)?;
+    let compared = compare(&wanted, record)?;
+    info.installed_files = compared.record.keys().cloned().collect();
+    info.installed_files_checksum.clone_from(&compared.record);
+    let package = match wish.package {
+        Package::Ready => packages::ready(wish.name, (info, wish.slot), &compared, before),
+        Package::New(_, image) => {
+            let making = Making {
+                name: wish.name,
+                slot: wish.slot,
+                config: image,
+                files: wish.files,
+            };
+            packages::plan(config, source, &making, info, &compared, before)?
+        }
+    };
+    Ok(HostChange { compared, package })
+}
+
+/// Refuse what belongs to another container, or to this one's own books.
+fn check_owners(config: &Config, name: &ContainerName, wanted: &Wanted) -> Result<()> {
     let paths = Paths::new(config, name);
     let all = if wanted.files.is_empty() {
         BTreeMap::new()
@@ -66,10 +131,7 @@ pub fn plan(
             );
         }
     }
-    let compared = compare(&wanted, before)?;
-    info.installed_files = compared.record.keys().cloned().collect();
-    info.installed_files_checksum.clone_from(&compared.record);
-    Ok(compared)
+    Ok(())
 }
 
 /// The files of a deployment that is in place: from the store, which knows all there is to know about
@@ -87,26 +149,125 @@ pub fn files_of(config: &Config, info: &Info, deployment: &Utf8Path) -> Result<B
     )?))
 }
 
-/// Decide what becomes of the host files when their container goes.
-pub fn removal(config: &Config, before: &Record) -> Result<Comparison> {
-    if !config.is_system {
-        return Ok(Comparison::default());
-    }
-    compare(&Wanted::default(), before)
+/// Decide what becomes of the host files when their container goes. `before` is the deployment in use,
+/// where it can be read.
+pub fn removal(
+    config: &Config,
+    name: &ContainerName,
+    before: Option<(&Info, Slot)>,
+) -> Result<HostChange> {
+    let Some((info, _)) = before.filter(|_| config.is_system) else {
+        return Ok(HostChange::default());
+    };
+    let compared = compare(&Wanted::default(), &info.installed_files_checksum)?;
+    let package = packages::removal(name, &compared, before);
+    Ok(HostChange { compared, package })
 }
 
-/// The steps of a decision. They come before the switch, which is the commit point. `slot`: where the
-/// new files come from.
-pub fn steps(plan: &mut Plan, slot: Option<Slot>, compared: &Comparison) {
-    for (path, owner) in &compared.make_dirs {
-        plan.stage.push(Step::MakeDirectory {
-            path: path.clone(),
-            owner: *owner,
+/// The steps of a decision. They come before the switch, which is the commit point, and after the new
+/// deployment is in place. `slot`: where the new files come from.
+pub fn steps(plan: &mut Plan, slot: Option<Slot>, change: &HostChange) {
+    let HostChange { compared, package } = change;
+    let was_packaged = package.from.is_some();
+    package_stage(plan, package);
+    let remove = |plan: &mut Plan, target: &Utf8PathBuf| {
+        plan.switch.push(Step::RemoveFile {
+            target: target.clone(),
+        });
+        plan.close.push(Step::DropFile {
+            target: target.clone(),
+        });
+    };
+    let change_package = |plan: &mut Plan| {
+        if was_packaged || package.to.is_some() {
+            plan.switch.push(Step::ChangePackage {
+                from: package.from.clone(),
+                to: package.to.clone(),
+                keep: package.keep.clone(),
+            });
+        }
+    };
+    if let Some(to) = &package.to {
+        if !was_packaged {
+            // Plain files give way to the same in the package.
+            let ours = compared.same.iter().chain(&compared.replace);
+            for target in ours.map(|file| &file.target).chain(&compared.remove) {
+                remove(plan, target);
+            }
+        }
+        change_package(plan);
+        if was_packaged && to.format == Format::Deb {
+            // dpkg leaves configuration files that a new version has no more.
+            let config = |path: &&Utf8PathBuf| path.starts_with("/etc");
+            for target in compared.remove.iter().filter(config) {
+                remove(plan, target);
+            }
+        }
+    } else {
+        change_package(plan);
+        for (path, owner) in &compared.make_dirs {
+            plan.stage.push(Step::MakeDirectory {
+                path: path.clone(),
+                owner: *owner,
+            });
+        }
+        if was_packaged {
+            // The package took them away.
+            for (path, owner) in &compared.dirs {
+                plan.switch.push(Step::MakeDirectory {
+                    path: path.clone(),
+                    owner: *owner,
+                });
+            }
+        }
+        place_steps(plan, slot, compared, was_packaged);
+        if !was_packaged {
+            for target in &compared.remove {
+                remove(plan, target);
+            }
+        }
+    }
+    for path in &compared.remove_dirs {
+        plan.close.push(Step::RemoveEmptyDir { path: path.clone() });
+    }
+}
+
+/// The steps that prepare a package.
+fn package_stage(plan: &mut Plan, package: &Packaging) {
+    let (Some(to), Some(built)) = (&package.to, &package.built) else {
+        return;
+    };
+    let Some(built) = Utf8Path::from_path(built) else {
+        return;
+    };
+    plan.stage.push(Step::StagePackage {
+        shipment: to.clone(),
+        built: built.to_owned(),
+    });
+    if !package.fetch.is_empty() {
+        plan.stage.push(Step::FetchPackages {
+            format: to.format,
+            wants: package.fetch.clone(),
+        });
+        plan.stage.push(Step::CheckPackage {
+            shipment: to.clone(),
         });
     }
+}
+
+/// The steps that put plain files into place. `all`: nothing is there, what is wanted as it was neither.
+fn place_steps(plan: &mut Plan, slot: Option<Slot>, compared: &Comparison, all: bool) {
     let new = compared.create.iter().map(|file| (file, false));
-    let changed = compared.replace.iter().map(|file| (file, true));
-    for (file, replaces) in new.chain(changed) {
+    let changed = compared.replace.iter().map(|file| (file, !all));
+    let same = compared
+        .same
+        .iter()
+        .filter(|_| all)
+        .map(|file| (file, false));
+    for (file, replaces) in new.chain(changed).chain(same) {
+        if file.payload.kind == FileKind::Dir {
+            continue;
+        }
         let target = file.target.clone();
         if let Some(slot) = slot {
             plan.stage.push(Step::StageHostFile {
@@ -122,16 +283,6 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, compared: &Comparison) {
         if replaces {
             plan.close.push(Step::DropFile { target });
         }
-    }
-    for target in &compared.remove {
-        let target = target.clone();
-        plan.switch.push(Step::RemoveFile {
-            target: target.clone(),
-        });
-        plan.close.push(Step::DropFile { target });
-    }
-    for path in &compared.remove_dirs {
-        plan.close.push(Step::RemoveEmptyDir { path: path.clone() });
     }
 }
 

@@ -38,6 +38,11 @@ pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
                 "runtime": info.runtime,
                 "remote": info.remote,
                 "persistent": info.persistent,
+                "package": info.package.map(|package| json!({
+                    "name": package.name,
+                    "version": package.version,
+                    "file": info.rpm_installed,
+                })),
                 "settings": info.user_values.map(|values| values.into_keys().collect::<Vec<_>>()),
             }),
             Err(error) => json!({"slot": slot, "path": path, "problem": error.to_string()}),

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::change::{self, Outcome, Preview};
-use super::hostfiles;
+use super::hostfiles::{self, Package, Wish};
+use super::packages::PackageWish;
 use super::preview;
 use super::render::{self, Source, Wishes};
 use crate::config::Config;
@@ -13,8 +14,7 @@ use crate::deployment::owners::OwnerLayer;
 use crate::deployment::{self, ContainerName, Paths, Slot};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::hostfiles::Record;
-use crate::image::Reference;
+use crate::image::{ImageConfig, Reference};
 use crate::pull::Remote;
 use crate::runtime::Runtime;
 use crate::runtime::mounts;
@@ -49,6 +49,8 @@ pub struct Install {
     pub runtime: Option<String>,
     /// Whether `auto-update` cares for it.
     pub auto_update: Option<bool>,
+    /// Whether and how host files come in a package.
+    pub package: PackageWish,
     /// `--rootfs`, resolved by [`remote_rootfs`].
     pub remote: Option<Utf8PathBuf>,
 }
@@ -95,17 +97,23 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
             uuid: None,
             inherited: None,
             once: false,
+            elsewhere: false,
         },
     )?;
     if !rendered.info.persistent.is_empty() {
         mounts::check_state_directory(config, name.as_str())?;
     }
+    rendered.info.package_mode = Some(request.package.mode);
     rendered.host_files = hostfiles::plan(
         config,
-        name,
-        prepared.files(),
+        &Wish {
+            name,
+            slot,
+            files: prepared.files(),
+            package: Package::New(request.package, prepared.config()),
+        },
         &mut rendered.info,
-        &Record::new(),
+        None,
     )?;
     let plan = Plan::new("install", name, None, Some(slot));
     let mut effects = preview::install(&paths, &image, &rendered);
@@ -131,7 +139,7 @@ pub(super) struct Prepared {
     /// The tree to check out; nothing for a remote root file system.
     pub commit: Option<String>,
     files: Box<dyn Files>,
-    config: crate::image::ImageConfig,
+    config: ImageConfig,
     id: String,
     remote: Option<Utf8PathBuf>,
     owners: Option<OwnerLayer>,
@@ -169,6 +177,11 @@ impl Prepared {
     /// Its files.
     pub fn files(&self) -> &dyn Files {
         self.files.as_ref()
+    }
+
+    /// What the image says of itself.
+    pub fn config(&self) -> &ImageConfig {
+        &self.config
     }
 
     pub fn source<'a>(&'a self, image: &'a StoredImage, reference: Option<String>) -> Source<'a> {

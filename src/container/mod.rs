@@ -1,6 +1,7 @@
 //! System and user containers: install, update, rollback, uninstall, run, list, verify, mount.
 
 pub mod all;
+mod build;
 mod change;
 pub mod effects;
 mod exports;
@@ -9,6 +10,7 @@ pub mod inspect;
 mod install;
 pub mod list;
 pub mod mount;
+mod packages;
 mod preview;
 mod render;
 mod rollback;
@@ -19,10 +21,12 @@ mod update;
 mod verify;
 mod window;
 
+pub use build::{Built, build_package};
 pub use change::{Change, Outcome, Preview, Recovered, interrupted, recover_all};
 pub use exports::{TemplateVariable, template_variables};
 pub use inspect::{history, image_of};
 pub use install::{Install, install, preview_fetch, remote_rootfs};
+pub use packages::PackageWish;
 pub use rollback::rollback;
 pub use uninstall::{Uninstalled, uninstall};
 pub use update::{Fetch, Update, update};

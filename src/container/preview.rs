@@ -2,11 +2,11 @@
 
 use super::change::{self, Preview};
 use super::effects::{self, Effects, Fetch, ImageMark};
+use super::hostfiles::HostChange;
 use super::render::Rendered;
 use super::update::current_image;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::Result;
-use crate::hostfiles::Comparison;
 use crate::pull::Remote;
 use crate::safefs::Lock;
 use crate::store::Store;
@@ -65,7 +65,7 @@ pub(super) fn update(
         tmpfiles: text(paths.tmpfiles()),
         has_own_config: false,
         info: info.clone(),
-        host_files: Comparison::default(),
+        host_files: HostChange::default(),
         notes: Vec::new(),
     };
     let to = from.other();

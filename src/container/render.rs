@@ -7,12 +7,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
 use super::exports::{ExportedText, Exports};
+use super::hostfiles::HostChange;
 use super::unit::{UnitInput, for_users_manager, our_unit};
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
-use crate::hostfiles::Comparison;
 use crate::image::ImageConfig;
 use crate::runtime::mounts::{self, Directory, OwnerDirs};
 use crate::runtime::spec::{self, Input, RunOptions};
@@ -57,6 +57,8 @@ pub struct Wishes<'a> {
     pub inherited: Option<&'a BTreeMap<String, String>>,
     /// A command that runs once, rather than a service.
     pub once: bool,
+    /// For another host, of which nothing is known.
+    pub elsewhere: bool,
 }
 
 /// The texts of a deployment.
@@ -73,7 +75,7 @@ pub struct Rendered {
     /// `info`
     pub info: Info,
     /// What becomes of the image's files on the host; filled in by whoever knows what is there.
-    pub host_files: Comparison,
+    pub host_files: HostChange,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -141,7 +143,17 @@ pub fn render(
             }
             fit(&mut config)?;
             let made = std::fs::read_to_string(paths.tmpfiles()).unwrap_or_default();
-            let missing = missing_bind_sources(&config, &tmpfiles::directories(&made));
+            let missing = if wishes.elsewhere {
+                // Directories of the container's own; what else it binds is the host's.
+                let own = [&host.run_directory, &host.state_directory];
+                bind_sources(&config, |path| own.iter().any(|dir| path.starts_with(dir)))
+            } else {
+                // Also what is only there because it was made for the deployment before.
+                let made = tmpfiles::directories(&made);
+                bind_sources(&config, |path| {
+                    !path.exists() || made.iter().any(|dir| dir == path)
+                })
+            };
             (spec::to_text(&config), missing)
         }
         (None, Some(generated)) => {
@@ -223,7 +235,7 @@ pub fn render(
                 .collect(),
             ..Info::default()
         },
-        host_files: Comparison::default(),
+        host_files: HostChange::default(),
         notes,
     })
 }
@@ -365,9 +377,8 @@ fn adjust_config(
     Ok(())
 }
 
-/// Directories for bind mounts of an image's own config whose source is not there, or only there
-/// because we `made` it for the deployment before.
-fn missing_bind_sources(config: &Value, made: &[Utf8PathBuf]) -> Vec<Directory> {
+/// Directories for those bind mounts of an image's own config whose source is `wanted`.
+fn bind_sources(config: &Value, wanted: impl Fn(&Utf8Path) -> bool) -> Vec<Directory> {
     let mut out: Vec<Directory> = Vec::new();
     for mount in config["mounts"].as_array().into_iter().flatten() {
         let source = mount["source"].as_str().unwrap_or_default();
@@ -379,7 +390,7 @@ fn missing_bind_sources(config: &Value, made: &[Utf8PathBuf]) -> Vec<Directory> 
                 .any(|option| option == "bind" || option == "rbind");
         if is_bind
             && mounts::check_container_path(source).is_ok()
-            && (!Utf8Path::new(source).exists() || made.iter().any(|path| path == source))
+            && wanted(Utf8Path::new(source))
             && !out.iter().any(|directory| directory.path == source)
         {
             out.push(Directory {

@@ -2,7 +2,7 @@
 
 use super::change::{self, Change};
 use super::effects::{Effects, ImageMark};
-use super::hostfiles;
+use super::hostfiles::{self, Package, Wish};
 use crate::deployment::{ContainerName, Info, Paths, read_config};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
@@ -50,6 +50,8 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
         revision: info.revision.clone(),
         replaces: Info::read(&paths.slot(from)).ok().map(|info| info.revision),
         auto_update: None,
+        host_files: 0,
+        package: info.package.as_ref().map(|package| package.version.clone()),
     });
     change::unit_file_steps(
         &paths,
@@ -74,16 +76,23 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
     effects.file(paths.tmpfiles(), tmpfiles_text.as_deref());
     // Old deployments may have no record; then their files are found as those of anybody else.
     let mut target_info = info.clone();
-    let before = Info::read(&paths.slot(from)).map(|info| info.installed_files_checksum);
+    let before = Info::read(&paths.slot(from)).ok();
     let tree = hostfiles::files_of(host.config(), &info, &target)?;
     let files = hostfiles::plan(
         host.config(),
-        name,
-        tree.as_ref(),
+        &Wish {
+            name,
+            slot: to,
+            files: tree.as_ref(),
+            package: Package::Ready,
+        },
         &mut target_info,
-        &before.unwrap_or_default(),
+        before.as_ref().map(|info| (info, from)),
     )?;
     effects.host_files(&files);
+    if let Some(subject) = &mut plan.subject {
+        subject.host_files = target_info.installed_files.len();
+    }
     hostfiles::steps(&mut plan, Some(to), &files);
     if target_info != info {
         change::rewrite_info(&mut plan, &target, &target_info);
@@ -102,8 +111,9 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
             "Rolling back container {name} to the checkout at {target}"
         )]
         .into_iter()
-        .chain(files.notes)
+        .chain(files.compared.notes)
         .collect(),
+        _package: None,
         _lock: lock,
     })
 }

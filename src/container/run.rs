@@ -209,6 +209,7 @@ pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
             uuid: None,
             inherited: None,
             once: true,
+            elsewhere: false,
         },
     )?;
     let mut spec: Value = serde_json::from_str(&rendered.config)
@@ -278,15 +279,15 @@ fn is_terminal() -> bool {
 }
 
 /// A bundle that goes when it is dropped; those of killed commands go when the next one is made.
-struct Bundle {
-    path: Utf8PathBuf,
+pub(super) struct Bundle {
+    pub(super) path: Utf8PathBuf,
     /// The runtime's id.
     container: String,
     lock: Option<Lock>,
 }
 
 impl Bundle {
-    fn new(config: &Config) -> Result<Self> {
+    pub(super) fn new(config: &Config) -> Result<Self> {
         let _turn = sweep_in_turn(config)?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let container = format!("run-{}", &id[..12]);

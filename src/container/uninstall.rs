@@ -36,12 +36,10 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         .filter(|slot| paths.slot(*slot).exists())
         .collect();
     let mut data: Vec<Utf8PathBuf> = Vec::new();
-    let mut packaged = false;
     for slot in &slots {
         // A broken info hides nothing but the data directories, which stay.
         match Info::read(&paths.slot(*slot)) {
             Ok(info) => {
-                packaged |= info.rpm_installed.is_some();
                 data.extend(info.persistent.into_iter().map(Utf8PathBuf::from));
             }
             Err(error) => tracing::warn!(%error, "cannot tell where the data of {name} are"),
@@ -57,8 +55,8 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         plan.stop.push(Step::Disable { unit });
     }
     change::unit_file_steps(&paths, &mut plan, None, None);
-    let record = Info::read(&paths.slot(from)).map(|info| info.installed_files_checksum);
-    let files = hostfiles::removal(config, &record.unwrap_or_default())?;
+    let info = Info::read(&paths.slot(from)).ok();
+    let files = hostfiles::removal(config, name, info.as_ref().map(|info| (info, from)))?;
     hostfiles::steps(&mut plan, None, &files);
     for slot in &slots {
         plan.switch.push(Step::RemoveDeployment { slot: *slot });
@@ -134,13 +132,8 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
         change: Change {
             plan,
             effects,
-            notes: packaged
-                .then(|| {
-                    format!("the package of {name} was installed by another program and stays")
-                })
-                .into_iter()
-                .chain(files.notes)
-                .collect(),
+            notes: files.compared.notes,
+            _package: None,
             _lock: lock,
         },
         kept,

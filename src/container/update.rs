@@ -6,13 +6,15 @@ use camino::Utf8PathBuf;
 
 use super::change::{self, Outcome};
 use super::effects::Fetch as Fetching;
-use super::hostfiles;
+use super::hostfiles::{self, Package, Wish};
 use super::install::Prepared;
+use super::packages::PackageWish;
 use super::preview;
 use super::render::{self, Wishes};
 use crate::deployment::{ContainerName, Info, Ledger, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
+use crate::hostfiles::package::Mode;
 use crate::image::{Reference, short_id};
 use crate::pull::{Progress, Remote};
 use crate::runtime::spec::RunOptions;
@@ -150,15 +152,26 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
             uuid: info.values.get("UUID").map(String::as_str),
             inherited: info.user_values.is_none().then_some(&info.values),
             once: false,
+            elsewhere: false,
         },
     )?;
     keep_on_record(&mut rendered.info, &info);
+    // What older versions and other programs installed goes on as it is.
+    let mode = info.package_mode.unwrap_or(match info.rpm_installed {
+        Some(_) => Mode::Yes,
+        None => Mode::No,
+    });
+    rendered.info.package_mode = Some(mode);
     rendered.host_files = hostfiles::plan(
         config,
-        name,
-        prepared.files(),
+        &Wish {
+            name,
+            slot: to,
+            files: prepared.files(),
+            package: Package::New(PackageWish { mode, format: None }, prepared.config()),
+        },
         &mut rendered.info,
-        &info.installed_files_checksum,
+        Some((&info, from)),
     )?;
     if info.persistent.is_empty() && !rendered.info.persistent.is_empty() {
         mounts::check_state_directory(config, name.as_str())?;
@@ -303,6 +316,5 @@ pub(super) fn current_image(store: &Store, info: &Info) -> Result<StoredImage> {
 
 /// What others wrote stays on record.
 fn keep_on_record(new: &mut Info, old: &Info) {
-    new.rpm_installed.clone_from(&old.rpm_installed);
     new.other.clone_from(&old.other);
 }

@@ -6,12 +6,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::change::{self, Change};
 use super::effects::Effects;
-use super::hostfiles;
+use super::hostfiles::{self, Package, Wish};
+use super::packages::Packaging;
 use super::update::current_image;
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::hostfiles::package::Format;
 use crate::image::Reference;
 use crate::pull::{Progress, Remote};
 use crate::store::Store;
@@ -159,14 +161,19 @@ pub fn repair(
     // What is missing on the host comes back; what somebody changed stays.
     let mut fresh = info.clone();
     let tree = hostfiles::files_of(config, &info, &deployment)?;
-    let before = &info.installed_files_checksum;
-    let on_host = hostfiles::plan(config, name, tree.as_ref(), &mut fresh, before)?;
+    let wish = Wish {
+        name,
+        slot,
+        files: tree.as_ref(),
+        package: Package::Ready,
+    };
+    let mut on_host = hostfiles::plan(config, &wish, &mut fresh, Some((&info, slot)))?;
     if fresh != info
         && let Some(file) = files.iter_mut().find(|file| file.name == "info")
     {
         file.content = fresh.to_text();
     }
-    notes.extend(on_host.notes.iter().cloned());
+    notes.extend(on_host.compared.notes.iter().cloned());
     let mut effects = Effects {
         complete: true,
         ..Effects::default()
@@ -181,8 +188,17 @@ pub fn repair(
         files,
     });
     change::owner_steps(&mut plan, slot, &info, Some(commit));
-    hostfiles::steps(&mut plan, Some(slot), &on_host);
+    if let Some(shipment) = on_host.package.to.clone() {
+        plan.stage.push(Step::StagePackage {
+            built: deployment.join(&shipment.file),
+            shipment,
+        });
+        if on_host.compared.create.is_empty() && on_host.compared.make_dirs.is_empty() {
+            on_host.package = Packaging::default();
+        }
+    }
     plan.switch.push(Step::PlaceDeployment { slot });
+    hostfiles::steps(&mut plan, Some(slot), &on_host);
     plan.close.push(Step::DropDeployment { slot });
     change::unit_file_steps(&paths, &mut plan, unit.as_deref(), tmpfiles.as_deref());
     change::switch_steps(
@@ -196,6 +212,7 @@ pub fn repair(
         plan,
         effects,
         notes,
+        _package: None,
         _lock: lock,
     })
 }
@@ -222,7 +239,8 @@ fn deployment_files(paths: &Paths, slot: Slot) -> Result<Vec<DeployFile>> {
     let mut files = Vec::new();
     for entry in entries {
         let entry = entry.context(|| format!("cannot list {deployment}"))?;
-        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+        let is_package = Format::of_file(entry.file_name()).is_some();
+        if is_package || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
         let content = std::fs::read_to_string(entry.path())

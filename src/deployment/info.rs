@@ -2,7 +2,7 @@
 //!
 //! JSON with the keys the original `atomic` wrote; missing ones are tolerated, unknown ones kept.
 //! Ours: `user-values`, `source`, `platform`, `options`, `persistent`, `health`, `owner-layer`,
-//! `owned`.
+//! `owned`, `package`, `package-mode`.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Context as _, Kind, Result};
+use crate::hostfiles::package;
 use crate::runtime::Health;
 use crate::runtime::spec::{Owned, RunOptions};
 
@@ -41,8 +42,14 @@ pub struct Info {
     pub installed_files_template: Vec<String>,
     /// Renames applied to them.
     pub rename_installed_files: BTreeMap<String, String>,
-    /// The package they came in.
+    /// The file of the package they came in, beside this one: an rpm or a deb.
     pub rpm_installed: Option<String>,
+    /// That package.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package: Option<Shipped>,
+    /// How they shall be installed, as it was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package_mode: Option<package::Mode>,
     /// How they were installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_package: Option<String>,
@@ -76,6 +83,17 @@ pub struct Info {
     /// What newer or other programs wrote.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// The package of a deployment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipped {
+    /// Its name.
+    pub name: String,
+    /// Its version, with its release.
+    pub version: String,
+    /// How many packages the container has had.
+    pub serial: u64,
 }
 
 impl Info {

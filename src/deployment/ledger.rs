@@ -57,6 +57,17 @@ pub struct Entry {
     /// From the stop of the old version to a serving new one, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_ms: Option<u64>,
+    /// How many files of the image are on the host.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub host_files: usize,
+    /// The version of the package they came in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde wants a reference
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What is decided about a container's updates, whichever deployment is in use.
@@ -175,6 +186,8 @@ mod tests {
             reason: None,
             log: Vec::new(),
             outage_ms: None,
+            host_files: 0,
+            package: None,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::{fail, safefs};
 
-pub use info::Info;
+pub use info::{Info, Shipped};
 pub use ledger::{Entry, Ledger, Policy, Verdict};
 
 /// The name of a container: of its unit, its directories and its runtime state.

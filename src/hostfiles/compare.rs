@@ -5,14 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::payload::State;
-use super::wanted::{HostFile, Kind, Wanted};
+use super::wanted::{HostFile, Kind, Owner, Wanted};
 use crate::error::Result;
 
 /// What was installed: paths and checksums, as `info` has them.
 pub type Record = BTreeMap<String, String>;
-
-/// Mode, owner and group.
-type Owner = (u32, u32, u32);
 
 /// The decisions.
 #[derive(Debug, Clone, Default)]
@@ -23,10 +20,20 @@ pub struct Comparison {
     pub create: Vec<HostFile>,
     /// Files that take the place of older ones of the container.
     pub replace: Vec<HostFile>,
+    /// Files that are there as they are wanted.
+    pub same: Vec<HostFile>,
+    /// Files that are wanted and were modified on the host.
+    pub modified: Vec<HostFile>,
+    /// Files that are wanted, where somebody else's are.
+    pub foreign: Vec<Utf8PathBuf>,
     /// Files that go.
     pub remove: Vec<Utf8PathBuf>,
+    /// Files that are not wanted any more, and stay because they were modified.
+    pub kept: Vec<Utf8PathBuf>,
     /// Directories that go if they are empty, those below first.
     pub remove_dirs: Vec<Utf8PathBuf>,
+    /// Every directory on record afterwards.
+    pub dirs: Vec<(Utf8PathBuf, Owner)>,
     /// What is installed afterwards.
     pub record: Record,
     /// What is left as it is, and why.
@@ -55,6 +62,7 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
             }
             (State::There(found), Some(_)) if found == new => {
                 out.record.insert(path.to_string(), new.clone());
+                out.same.push(file.clone());
             }
             (_, Some(_)) if is_ours && file.payload.kind != Kind::Dir => {
                 out.record.insert(path.to_string(), new.clone());
@@ -65,9 +73,13 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
                     "{path} was modified on the host and stays as it is"
                 ));
                 out.record.insert(path.to_string(), recorded.clone());
+                out.modified.push(file.clone());
             }
             (State::There(found), None) if found == "0" && file.payload.kind == Kind::Dir => {}
-            (_, None) => out.notes.push(format!("File {path} already exists")),
+            (_, None) => {
+                out.notes.push(format!("File {path} already exists"));
+                out.foreign.push(path.clone());
+            }
         }
         kept.extend(path.ancestors().map(Utf8Path::to_owned));
     }
@@ -89,6 +101,7 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
                 "Will not delete {path} as it was manually modified."
             ));
             out.record.insert(path.to_string(), recorded.clone());
+            out.kept.push(path.to_owned());
         }
     }
     // What stays keeps the directories above it.
@@ -101,6 +114,7 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
         }
     }
     out.remove_dirs.sort_by(|a, b| b.cmp(a));
+    out.dirs = out.owners_of_dirs(wanted)?;
     Ok(out)
 }
 
@@ -121,6 +135,29 @@ impl Comparison {
             self.make_dirs.push((dir.to_owned(), owner));
         }
         Ok(())
+    }
+
+    fn owners_of_dirs(&self, wanted: &Wanted) -> Result<Vec<(Utf8PathBuf, Owner)>> {
+        let mut dirs = Vec::new();
+        for (path, _) in self.record.iter().filter(|(_, sum)| *sum == "0") {
+            let path = Utf8Path::new(path);
+            let made = self.make_dirs.iter().find(|(made, _)| made == path);
+            // Hosts of old have links on record like directories.
+            if made.is_none() && State::of(path)? != State::There("0".into()) {
+                continue;
+            }
+            let of_file = || {
+                let file = wanted.files.iter().find(|file| file.target == path)?;
+                Some((file.payload.mode, file.payload.uid, file.payload.gid))
+            };
+            let owner = made
+                .map(|(_, owner)| *owner)
+                .or_else(|| wanted.parents.get(path).copied())
+                .or_else(of_file)
+                .unwrap_or((0o755, 0, 0));
+            dirs.push((path.to_owned(), owner));
+        }
+        Ok(dirs)
     }
 
     fn add_dir(&mut self, path: &Utf8Path, owner: Owner, wanted: &Wanted) -> Result<()> {

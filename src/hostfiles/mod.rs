@@ -10,6 +10,7 @@
 //! links as well.
 
 mod compare;
+pub mod package;
 mod payload;
 mod rules;
 mod wanted;
@@ -17,7 +18,7 @@ mod wanted;
 pub use compare::{Comparison, Record, compare};
 pub use payload::{Payload, State};
 pub use rules::Rules;
-pub use wanted::{HostFile, Kind, Request, Wanted, wanted};
+pub use wanted::{HostFile, Kind, Owner, Request, Wanted, wanted};
 
 /// Where an image has its host files.
 pub const DIRECTORY: &str = "exports/hostfs";

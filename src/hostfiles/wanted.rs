@@ -14,7 +14,7 @@ use crate::safefs::{Files, Node, Walked};
 use crate::template::{Place, Value, substitute};
 
 /// No host file is larger: it is read to be hashed.
-const MAX_BYTES: u64 = 1 << 30;
+pub(super) const MAX_BYTES: u64 = 1 << 30;
 /// More files than any command or configuration needs.
 const MAX_FILES: usize = 100_000;
 
@@ -32,6 +32,9 @@ pub enum Kind {
     Link(String),
 }
 
+/// Mode, owner and group.
+pub type Owner = (u32, u32, u32);
+
 /// A file for the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFile {
@@ -44,12 +47,12 @@ pub struct HostFile {
 }
 
 /// Everything an image wants on the host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// By target.
     pub files: Vec<HostFile>,
     /// Directories that may have to be made for them, with mode, owner and group in the image.
-    pub parents: BTreeMap<Utf8PathBuf, (u32, u32, u32)>,
+    pub parents: BTreeMap<Utf8PathBuf, Owner>,
 }
 
 /// What decides how the files are called and filled in.

@@ -100,6 +100,41 @@ pub fn with_changes(add: &[String], drop: &[String]) -> Result<Vec<&'static str>
     Ok(set)
 }
 
+/// The value of the attribute `security.capability` in the words of `setcap`; nothing if it grants
+/// nothing. Source: `struct vfs_cap_data` in `linux/capability.h`.
+pub fn of_file(value: &[u8]) -> Option<String> {
+    let word = |at: usize| -> Option<u32> {
+        let bytes = value.get(at * 4..at * 4 + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let magic = word(0)?;
+    let halves = if magic >> 24 == 1 { 1 } else { 2 };
+    let (mut permitted, mut inheritable) = (0_u64, 0_u64);
+    for half in 0..halves {
+        permitted |= u64::from(word(1 + 2 * half)?) << (32 * half);
+        inheritable |= u64::from(word(2 + 2 * half)?) << (32 * half);
+    }
+    let effective = if magic & 1 == 1 { "e" } else { "" };
+    let clauses = [
+        (permitted & !inheritable, "p"),
+        (inheritable & !permitted, "i"),
+        (permitted & inheritable, "ip"),
+    ];
+    let texts: Vec<String> = clauses
+        .into_iter()
+        .filter(|(set, _)| *set != 0)
+        .map(|(set, sign)| {
+            let names = NAMES.iter().enumerate();
+            let held: Vec<String> = names
+                .filter(|(number, _)| set >> number & 1 == 1)
+                .map(|(_, name)| name.to_lowercase())
+                .collect();
+            format!("{}={effective}{sign}", held.join(","))
+        })
+        .collect();
+    (!texts.is_empty()).then(|| texts.join(" "))
+}
+
 enum Named {
     All,
     One(&'static str),
@@ -133,6 +168,20 @@ mod tests {
         let only = with_changes(&texts(&["KILL"]), &texts(&["ALL"])).unwrap();
         assert_eq!(only, ["CAP_KILL"]);
         assert!(with_changes(&texts(&["NOPE"]), &[]).is_err());
+    }
+
+    #[test]
+    fn capabilities_of_files_are_told_as_setcap_takes_them() {
+        let value = |magic: u32, words: [u32; 4]| -> Vec<u8> {
+            let all = [magic, words[0], words[1], words[2], words[3]];
+            all.iter().flat_map(|word| word.to_le_bytes()).collect()
+        };
+        let bind = of_file(&value(0x0200_0001, [1 << 10, 0, 0, 0])).unwrap();
+        assert_eq!(bind, "cap_net_bind_service=ep");
+        let two = of_file(&value(0x0200_0000, [0b11, 0b10, 1 << 7, 0])).unwrap();
+        assert_eq!(two, "cap_chown,cap_bpf=p cap_dac_override=ip");
+        assert_eq!(of_file(&value(0x0200_0001, [0; 4])), None);
+        assert_eq!(of_file(&[1, 0]), None);
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub struct RunOptions {
     /// Paths of the host that are closed to images and that a person opened for this one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allow_host_paths: Vec<Utf8PathBuf>,
+    /// A person let the image's own package run its scripts.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_package_scripts: bool,
     /// Seconds a new version must stay healthy to count; 0: no watch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<u32>,
@@ -219,9 +222,11 @@ pub fn cgroups_path(name: &str) -> String {
     format!("{name}.service/payload")
 }
 
-/// JSON as it is written to `config.json`.
+/// JSON as it is written to `config.json`: its keys in order, so that the same settings are the same text.
 pub fn to_text(value: &Value) -> String {
-    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    let mut sorted = value.clone();
+    sorted.sort_all_objects();
+    let mut text = serde_json::to_string_pretty(&sorted).unwrap_or_default();
     text.push('\n');
     text
 }

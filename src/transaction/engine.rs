@@ -187,6 +187,8 @@ fn note(
         log: failure
             .map(|failure| failure.log.lines().map(str::to_owned).collect())
             .unwrap_or_default(),
+        host_files: subject.host_files,
+        package: subject.package.clone(),
         outage_ms: outage.map(|outage| u64::try_from(outage.as_millis()).unwrap_or(u64::MAX)),
     });
     ledger.save(paths)

@@ -3,12 +3,14 @@
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::Path;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::host::Host;
-use super::step::DeployFile;
+use super::plan::Plan;
+use super::step::{DeployFile, Shipment};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
+use crate::hostfiles::package::Manager;
 use crate::safefs;
 use crate::store::Store;
 
@@ -50,6 +52,47 @@ pub(super) fn make_directory(path: &Utf8Path, (mode, uid, gid): (u32, u32, u32))
     std::os::unix::fs::chown(path, Some(uid), Some(gid)).context(failed)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
     std::fs::set_permissions(path, mode).context(failed)
+}
+
+/// Bring the container's package from one version to another, or to none. Files that somebody changed
+/// wait beside themselves while the package manager is at work.
+pub(super) fn change_package(
+    paths: &Paths,
+    plan: &Plan,
+    from: Option<&Shipment>,
+    to: Option<&Shipment>,
+    keep: &[Utf8PathBuf],
+) -> Result<()> {
+    let waiting = |target: &Utf8Path| beside(target, &plan.id, "kept");
+    for target in keep {
+        // Who waits already was set aside by one who was killed.
+        if exists(target) && !exists_std(&waiting(target)) {
+            safefs::rename(target.as_std_path(), &waiting(target))?;
+        }
+    }
+    if let Some(old) =
+        from.filter(|old| to.is_none_or(|new| (&new.name, new.format) != (&old.name, old.format)))
+    {
+        Manager::new(old.format)?.remove(&old.name)?;
+    }
+    if let Some(new) = to {
+        let file = paths.slot(new.slot).join(&new.file);
+        Manager::new(new.format)?.install(&new.name, &new.version, &file)?;
+    }
+    for target in keep {
+        if exists_std(&waiting(target)) {
+            if let Some(parent) = target.parent() {
+                std::fs::create_dir_all(parent).context(|| format!("cannot create {parent}"))?;
+            }
+            safefs::rename(&waiting(target), target.as_std_path())?;
+        }
+    }
+    // What the commit point promises must be on disk before it is; package managers do not see to that
+    // for every file.
+    for directory in ["/etc", "/usr", "/var", "/"] {
+        safefs::sync_file_system(Path::new(directory))?;
+    }
+    Ok(())
 }
 
 /// Point the container's symlink to a slot, or remove it.

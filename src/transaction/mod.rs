@@ -14,4 +14,4 @@ mod step;
 pub use engine::{Applied, Report, apply, recover};
 pub use host::Host;
 pub use plan::{Direction, Journal, Phase, Plan, Subject};
-pub use step::{DeployFile, Step, TMPFILES_SETUP};
+pub use step::{DeployFile, Shipment, Step, TMPFILES_SETUP};

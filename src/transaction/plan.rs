@@ -27,6 +27,12 @@ pub struct Subject {
     /// What was said about unattended updates, if anything.
     #[serde(default)]
     pub auto_update: Option<bool>,
+    /// How many files of the image are on the host afterwards.
+    #[serde(default)]
+    pub host_files: usize,
+    /// The version of the package they come in.
+    #[serde(default)]
+    pub package: Option<String>,
 }
 
 /// A change to one container.

@@ -26,6 +26,33 @@ impl fmt::Display for Step {
                 write!(f, "prepare {target}")
             }
             Self::MakeDirectory { path, .. } => write!(f, "create the directory {path}"),
+            Self::FetchPackages { wants, .. } => {
+                let list: Vec<String> = wants.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "install the packages that are needed: {}",
+                    list.join(", ")
+                )
+            }
+            Self::StagePackage { shipment, .. } => {
+                write!(
+                    f,
+                    "prepare the package {} {}",
+                    shipment.name, shipment.version
+                )
+            }
+            Self::CheckPackage { shipment } => {
+                write!(
+                    f,
+                    "check that the package {} can be installed",
+                    shipment.name
+                )
+            }
+            Self::ChangePackage { from, to, .. } => match (from, to) {
+                (_, Some(to)) => write!(f, "install the package {} {}", to.name, to.version),
+                (Some(from), None) => write!(f, "remove the package {}", from.name),
+                (None, None) => write!(f, "change no package"),
+            },
             Self::StopUnit { unit } => write!(f, "stop {unit}"),
             Self::RemoveVolatile { lines } => {
                 write!(f, "empty")?;

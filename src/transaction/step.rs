@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::files::{beside, deploy, exists, exists_std, make_directory, point, rename};
+use super::files::{
+    beside, change_package, deploy, exists, exists_std, make_directory, point, rename,
+};
 use super::host::Host;
 use super::plan::Plan;
 use crate::deployment::owners::{self, OwnerLayer};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
 use crate::hostfiles::Payload;
+use crate::hostfiles::package::{Format, Manager as PackageManager, Relation};
 use crate::runtime::Health;
 use crate::runtime::userns::Mapping;
 use crate::safefs;
@@ -33,6 +36,21 @@ pub struct DeployFile {
     pub content: String,
     /// Its mode.
     pub mode: u32,
+}
+
+/// A package as part of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipment {
+    /// Its format.
+    pub format: Format,
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The deployment.
+    pub slot: Slot,
+    /// Its file there.
+    pub file: String,
 }
 
 /// One step of a plan.
@@ -92,6 +110,34 @@ pub enum Step {
         target: Utf8PathBuf,
         /// What it is made of.
         payload: Payload,
+    },
+    /// Have the host's resolver install packages that the container's needs.
+    FetchPackages {
+        /// Their format.
+        format: Format,
+        /// What is needed.
+        wants: Vec<Relation>,
+    },
+    /// Make a built package part of the staged deployment.
+    StagePackage {
+        /// The package.
+        shipment: Shipment,
+        /// Where it is now.
+        built: Utf8PathBuf,
+    },
+    /// See that the host's package manager will take a package.
+    CheckPackage {
+        /// The package.
+        shipment: Shipment,
+    },
+    /// Install, change or remove the container's package.
+    ChangePackage {
+        /// The one before.
+        from: Option<Shipment>,
+        /// The one after.
+        to: Option<Shipment>,
+        /// Its files that somebody changed: they stay as they are.
+        keep: Vec<Utf8PathBuf>,
     },
     /// Stop the unit.
     StopUnit {
@@ -265,6 +311,21 @@ impl Step {
                 safefs::remove_tree(&staged)?;
                 payload.write(&deployment.join("rootfs"), &staged)
             }
+            Self::FetchPackages { format, wants } => PackageManager::new(*format)?.fetch(wants),
+            Self::StagePackage { shipment, built } => {
+                let target = paths.staged(shipment.slot, id).join(&shipment.file);
+                safefs::remove_if_exists(target.as_std_path())?;
+                std::fs::copy(built, &target)
+                    .map(|_| ())
+                    .context(|| format!("cannot copy {built} to {target}"))
+            }
+            Self::CheckPackage { shipment } => {
+                let file = paths.staged(shipment.slot, id).join(&shipment.file);
+                PackageManager::new(shipment.format)?.check(&file, true)
+            }
+            Self::ChangePackage { from, to, keep } => {
+                change_package(paths, plan, from.as_ref(), to.as_ref(), keep)
+            }
             Self::StopUnit { unit } => host.with_manager(|manager| manager.stop(unit)),
             Self::RemoveVolatile { lines } => {
                 let removed = if host.config().is_system {
@@ -413,6 +474,9 @@ impl Step {
                     tracing::debug!(%path, %error, "left");
                 }
                 Ok(())
+            }
+            Self::ChangePackage { from, to, keep } => {
+                change_package(paths, plan, to.as_ref(), from.as_ref(), keep)
             }
             Self::Disable { unit } if plan.was_enabled => {
                 host.with_manager(|manager| manager.enable(unit))

@@ -35,6 +35,11 @@ pub struct Host {
 impl Host {
     /// Boot a host with the program under test installed as `/usr/local/bin/atomic-rs`.
     pub fn boot() -> Self {
+        Self::boot_with(|_| {})
+    }
+
+    /// The same after `prepare` did something to its root directory.
+    pub fn boot_with(prepare: impl FnOnce(&Path)) -> Self {
         let scratch = Scratch::new("host");
         let base = scratch.join("host");
         let containers = scratch.join("containers");
@@ -59,6 +64,7 @@ impl Host {
         );
         let root = base.join("root");
         furnish(&root);
+        prepare(&root);
         let log = std::fs::File::create(scratch.join("console.log")).unwrap();
         let cgroups = Cgroups::new(&scratch);
         let mut nspawn = Command::new("sh")

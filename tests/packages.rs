@@ -1,0 +1,483 @@
+//! Host files in packages, and whole containers as packages, with the real rpm, dnf and dpkg.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use support::images::{self, Image, Layer};
+use support::{Host, Registry, Said as _, Scratch, free_port, must, wait_for_answer};
+
+/// What these packages need and Debian has, though not on record with rpm.
+const BASE: &str = "Name: base\nVersion: 1\nRelease: 1\nSummary: what the host has\nLicense: MIT\nBuildArch: noarch\n\
+    Provides: /bin/sh runc = 1.1.5 systemd\n%description\nWhat the host has.\n%files\n";
+
+/// A host whose packages are rpms. `prepare`: more of that, on its root directory.
+fn rpm_host(prepare: impl FnOnce(&Path)) -> Host {
+    let base = rpm(BASE);
+    Host::boot_with(|root| {
+        std::fs::create_dir_all(root.join("etc/rpm")).unwrap();
+        std::fs::write(root.join("etc/rpm/macros"), "%_dbpath /var/lib/rpm\n").unwrap();
+        std::fs::write(
+            root.join("etc/atomic-rs.toml"),
+            "watch = 1\npackage_format = \"rpm\"\n",
+        )
+        .unwrap();
+        install_in(root, &base.join("it.rpm"));
+        prepare(root);
+    })
+}
+
+/// `rpm -i --root`
+fn install_in(root: &Path, file: &Path) {
+    must(
+        Command::new("rpm")
+            .args(["-i", "--dbpath", "/var/lib/rpm", "--root"])
+            .arg(root)
+            .arg(file),
+    );
+}
+
+/// Build `it.rpm` by a spec.
+fn rpm(spec: &str) -> Scratch {
+    let scratch = Scratch::new("rpm");
+    std::fs::write(scratch.join("it.spec"), spec).unwrap();
+    must(
+        Command::new("rpmbuild")
+            .args(["-bb", "--quiet", "--define"])
+            .arg(format!("_topdir {}", scratch.path().display()))
+            .args(["--define", "_rpmfilename it.rpm"])
+            .arg(scratch.join("it.spec")),
+    );
+    std::fs::rename(scratch.join("RPMS/it.rpm"), scratch.join("it.rpm")).unwrap();
+    scratch
+}
+
+/// A service with everything that a package may have trouble with.
+fn service(port: u16) -> Image {
+    images::plain(port, "packaged")
+        .set(
+            "Labels",
+            json!({"atomic.summary": "says packaged", "atomic.license": "MIT", "atomic.url": "https://example.com",
+                   "atomic.provides": "greeting = 2"}),
+        )
+        .layer(
+            Layer::new()
+                .owned_dir("srv/own", 0o750, 1234)
+                .owned_file("srv/own/it's mine", 0o4755, 1234, "set-uid")
+                .xattr(
+                    "security.capability",
+                    &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                )
+                .file("bin/capable", 0o755, "binds")
+                .file("srv/first", 0o644, "twice")
+                .hardlink("srv/second", "srv/first")
+                .fifo("srv/fifo")
+                .file("exports/hostfs/usr/local/bin/greet", 0o755, "#!/bin/sh\necho greetings\n")
+                .file("exports/hostfs/etc/greet.conf", 0o644, "how=kindly\n")
+                .dir("exports/hostfs/var/lib/greet", 0o700)
+                .symlink("exports/hostfs/usr/local/bin/hello", "greet"),
+        )
+}
+
+const CONTAINER: &str = "/usr/lib/containers/atomic/web";
+
+/// Build the package of a service in both formats' common way, twice; its file.
+fn build(host: &Host, registry: &Registry, format: &str) -> std::path::PathBuf {
+    let words = format!(
+        "atomic-rs install --system-package=build --package-format={format} --name web --set SECRET=s3cret {}",
+        registry.name("web")
+    );
+    let file = format!("atomic-container-web.{format}");
+    host.atomic_ok(&format!("pull {}", registry.name("web")));
+    let dry = words.replace("--name", "--dry-run --name");
+    let dry = host.sh(&format!("mkdir /root/a /root/b; cd /root/a && {dry}"));
+    assert_eq!(dry.code(), 3, "{}", dry.err());
+    assert!(!host.exists(&format!("/root/a/{file}")));
+    let said = host.sh(&format!("cd /root/a && {words}"));
+    assert_eq!(
+        said.out(),
+        format!("Generated {format} /root/a/{file}\n"),
+        "{}",
+        said.err()
+    );
+    assert_eq!(
+        host.sh(&format!("sleep 1; cd /root/b && {words}")).code(),
+        0
+    );
+    let same = host.run(&format!("cmp /root/a/{file} /root/b/{file}"));
+    assert!(same.status.success(), "not reproducible: {}", host.sh(&format!(
+        "for i in a b; do cd /root/$i; dpkg-deb -R {file} x; tar xf {file}; rpm2cpio {file} | cpio -id --quiet; done; cd /root; diff -r a b")).out());
+    // Nothing was installed, and nothing is left.
+    assert_eq!(host.atomic_ok("containers list --all --noheading"), "");
+    assert_eq!(host.sh("ls -A /var/lib/containers/atomic/.run").out(), "");
+    host.path(&format!("/root/a/{file}"))
+}
+
+/// What the package brought, with owners, modes and capabilities.
+fn check_files(host: &Host) {
+    let stat = host.sh(&format!(
+        "cd {CONTAINER} && stat -c '%n %a %u:%g %h' . rootfs/srv/own rootfs/srv/own/* rootfs/srv/first config.json; getcap rootfs/bin/capable"
+    ));
+    let stat = stat.out();
+    for line in [
+        ". 700 0:0",
+        "rootfs/srv/own 750 1234:1234",
+        "rootfs/srv/own/it's mine 4755 1234:1234",
+        "config.json 600 0:0",
+        "cap_net_bind_service",
+    ] {
+        assert!(stat.contains(line), "{line}: {stat}");
+    }
+    assert_eq!(host.ok("hello"), "greetings\n");
+    assert_eq!(host.ok("stat -c %a /var/lib/greet"), "700\n");
+    assert!(!host.exists(&format!("{CONTAINER}/rootfs/srv/fifo")));
+}
+
+#[test]
+fn a_built_rpm_runs_its_container_where_this_program_is_not() {
+    let registry = Registry::start();
+    let maker = rpm_host(|_| {});
+    let port = free_port();
+    let id = service(port).push(&registry, "web").id().to_owned();
+    let file = build(&maker, &registry, "rpm");
+    let ask = |words: &str| maker.ok(&format!("rpm {words} /root/a/atomic-container-web.rpm"));
+    let about = ask("-qip");
+    for line in [
+        "Name        : atomic-container-web",
+        "Version     : 1",
+        "Architecture: x86_64",
+        "License     : MIT",
+        "Summary     : says packaged",
+        "URL         : https://example.com",
+        id.as_str(),
+    ] {
+        assert!(about.contains(line), "{line}: {about}");
+    }
+    let files = ask("-qlp");
+    for path in [
+        "/usr/lib/containers/atomic/web/rootfs/bin/busybox",
+        "/usr/lib/containers/atomic/web/config.json",
+        "/usr/lib/systemd/system/web.service",
+        "/usr/lib/tmpfiles.d/web.conf",
+        "/usr/local/bin/greet",
+        "/etc/greet.conf",
+    ] {
+        assert!(files.lines().any(|line| line == path), "{path}: {files}");
+    }
+    assert_eq!(ask("-qcp"), "/etc/greet.conf\n");
+    let scripts = ask("-qp --scripts");
+    assert!(
+        scripts.contains("systemctl --no-reload preset web.service")
+            && scripts.contains("systemctl daemon-reload")
+            && scripts.contains("systemd-tmpfiles --create web.conf"),
+        "{scripts}"
+    );
+    let digests = ask("-Kv");
+    assert!(
+        digests.contains("SHA256 digest: OK") && !digests.contains("BAD"),
+        "{digests}"
+    );
+    let needs = ask("-qp --requires");
+    assert!(needs.lines().any(|line| line.trim() == "runc"), "{needs}");
+    assert!(ask("-qp --provides").contains("greeting = 2"));
+
+    let host = rpm_host(|root| {
+        std::fs::remove_file(root.join("usr/local/bin/atomic-rs")).unwrap();
+        install_in(root, &file);
+    });
+    assert_eq!(host.ok("systemctl is-enabled web.service"), "enabled\n");
+    check_files(&host);
+    host.ok("systemctl start web.service");
+    wait_for_answer(port, "packaged");
+    assert!(host.ok("runc list").contains("web"));
+    let unit = host.ok("systemctl cat web.service");
+    assert!(!unit.contains("bin/atomic-rs"), "{unit}");
+    assert_eq!(host.sh("rpm -V atomic-container-web 2>/dev/null").out(), "");
+    host.ok("rpm -e atomic-container-web");
+    assert_eq!(
+        host.run("systemctl is-active web.service").out(),
+        "inactive\n"
+    );
+    for path in [
+        CONTAINER,
+        "/usr/local/bin/greet",
+        "/etc/greet.conf",
+        "/usr/lib/systemd/system/web.service",
+    ] {
+        assert!(
+            !host.exists(path),
+            "{path}: {}",
+            host.sh(&format!("find {path}")).out()
+        );
+    }
+}
+
+#[test]
+fn a_built_deb_runs_its_container_where_this_program_is_not() {
+    let registry = Registry::start();
+    let maker = Host::boot();
+    let port = free_port();
+    let id = service(port).push(&registry, "web").id().to_owned();
+    let file = build(&maker, &registry, "deb");
+    let about = maker.ok("dpkg -I /root/a/atomic-container-web.deb");
+    for line in [
+        "Package: atomic-container-web",
+        "Version: 1-",
+        "Architecture: amd64",
+        "Depends: runc",
+        "Homepage: https://example.com",
+        "Description: says packaged",
+        id.as_str(),
+        "conffiles",
+        "postinst",
+    ] {
+        assert!(about.contains(line), "{line}: {about}");
+    }
+    let lint =
+        maker.run("lintian --allow-root --no-tag-display-limit /root/a/atomic-container-web.deb");
+    // The first two are for want of an address (DEBEMAIL gives one); the others are the image's own doing.
+    let explained = [
+        "bogus-mail-host",
+        "root-in-contact",
+        "dir-in-usr-local",
+        "file-in-usr-local",
+        "statically-linked-binary",
+        "wrong-file-owner-uid-or-gid",
+    ];
+    let lint = lint.out();
+    for error in lint.lines().filter(|line| line.starts_with("E:")) {
+        assert!(explained.iter().any(|tag| error.contains(tag)), "{error}");
+    }
+
+    let host = Host::boot_with(|root| {
+        std::fs::remove_file(root.join("usr/local/bin/atomic-rs")).unwrap();
+        std::fs::copy(&file, root.join("root/it.deb")).unwrap();
+        // Where this machine is itself a container, it may say that no service is started.
+        let _ = std::fs::remove_file(root.join("usr/sbin/policy-rc.d"));
+    });
+    host.ok("dpkg -i /root/it.deb");
+    // As is the custom there, it runs at once.
+    wait_for_answer(port, "packaged");
+    assert_eq!(host.ok("systemctl is-enabled web.service"), "enabled\n");
+    check_files(&host);
+    assert!(host.ok("runc list").contains("web"));
+    assert_eq!(host.run("dpkg -V atomic-container-web").out(), "");
+    host.ok("dpkg -P atomic-container-web");
+    assert_eq!(
+        host.run("systemctl is-active web.service").out(),
+        "inactive\n"
+    );
+    for path in [
+        CONTAINER,
+        "/usr/local/bin/greet",
+        "/etc/greet.conf",
+        "/usr/lib/systemd/system/web.service",
+    ] {
+        assert!(
+            !host.exists(path),
+            "{path}: {}",
+            host.sh(&format!("find {path}")).out()
+        );
+    }
+}
+
+/// Version `number` of an image that brings files and no service.
+fn files(number: u32) -> Image {
+    let layer = Layer::new()
+        .file(
+            "exports/manifest.json",
+            0o644,
+            json!({"version": "1.0", "noContainerService": true, "defaultValues": {"WHO": "world"},
+                   "renameFiles": {"/usr/local/share/app/name": "/usr/local/share/app/of-$NAME"},
+                   "installedFilesTemplate": ["/usr/local/share/app/hello"]})
+            .to_string(),
+        )
+        .file(
+            "exports/hostfs/usr/local/share/app/version",
+            0o644,
+            format!("{number}\n"),
+        )
+        .file(
+            &format!("exports/hostfs/usr/local/share/app/only-{number}"),
+            0o644,
+            "x",
+        )
+        .file(
+            "exports/hostfs/usr/local/share/app/hello",
+            0o644,
+            format!("hello $WHO {number}\n"),
+        )
+        .file(
+            "exports/hostfs/usr/local/share/app/name",
+            0o600,
+            "renamed\n",
+        )
+        .file(
+            "exports/hostfs/etc/app.conf",
+            0o640,
+            format!("version={number}\n"),
+        )
+        .file(&format!("exports/hostfs/etc/app-{number}.conf"), 0o640, "x")
+        .symlink("exports/hostfs/usr/local/bin/app", "../share/app/version")
+        .owned_file(
+            "exports/hostfs/usr/local/share/app/own",
+            0o4711,
+            1234,
+            "own",
+        )
+        .xattr(
+            "security.capability",
+            &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        )
+        .file("exports/hostfs/usr/local/share/app/capable", 0o755, "y")
+        .dir("exports/hostfs/var/lib/app-state", 0o700);
+    Image::new()
+        .layer(Layer::new().busybox())
+        .layer(layer)
+        .set("Cmd", json!(["true"]))
+}
+
+/// How a host's package manager is asked.
+struct Asked {
+    /// The version of the container's package; fails where there is none.
+    version: &'static str,
+    /// Whose a file is.
+    owner: &'static str,
+    /// See that all is as it was installed.
+    verify: &'static str,
+}
+
+const RPM: Asked = Asked {
+    version: "rpm -q --qf %{VERSION}-%{RELEASE} atomic-container-app",
+    owner: "rpm -qf --qf %{NAME}",
+    verify: "rpm -V atomic-container-app",
+};
+
+const DPKG: Asked = Asked {
+    version: "dpkg-query -W -f=${Version} atomic-container-app",
+    owner: "dpkg-query -S",
+    verify: "dpkg -V atomic-container-app",
+};
+
+const APP: &str = "/usr/local/share/app";
+
+/// From install to uninstall, on a host whose packages are of one format.
+fn goes_through(host: &Host, registry: &Registry, asked: &Asked) {
+    let reference = registry.name("app");
+    let places = [
+        APP,
+        "/usr/local/bin",
+        "/etc/app.conf",
+        "/etc/app-1.conf",
+        "/etc/app-2.conf",
+        "/var/lib/app-state",
+    ];
+    let names = |host: &Host| host.sh(&format!("find {} | sort", places.join(" "))).out();
+    let before = names(host);
+    let first = files(1).push(registry, "app").id().to_owned();
+    host.atomic_ok(&format!("pull {reference}"));
+    let state = host.listing(&places);
+    let words = format!("install --name app --set WHO=you {reference}");
+    let plan = host.atomic(&words.replace("install ", "install --dry-run "));
+    assert_eq!(plan.code(), 3, "{}", plan.err());
+    assert!(
+        plan.out().contains("package: atomic-container-app 1-1.")
+            && plan.out().contains("/etc/app.conf"),
+        "{}",
+        plan.out()
+    );
+    host.assert_unchanged(&places, &state);
+    host.atomic_ok(&words);
+    let version = host.ok(asked.version);
+    assert_eq!(version, format!("1-1.{first}"));
+    let inspected = host.atomic_ok("inspect app");
+    assert!(inspected.contains(&version), "{inspected}");
+    assert_eq!(host.read(&format!("{APP}/hello")), "hello you 1\n");
+    assert_eq!(host.read(&format!("{APP}/of-app")), "renamed\n");
+    assert_eq!(host.ok("cat /usr/local/bin/app").trim(), "1");
+    let stat = host.ok(&format!(
+        "stat -c %a:%u:%g {APP}/own {APP}/of-app /etc/app.conf /var/lib/app-state"
+    ));
+    assert_eq!(stat, "4711:1234:1234\n600:0:0\n640:0:0\n700:0:0\n");
+    assert!(
+        host.ok(&format!("getcap {APP}/capable"))
+            .contains("cap_net_bind_service")
+    );
+    assert!(
+        host.ok(&format!("{} {APP}/of-app", asked.owner))
+            .contains("atomic-container-app")
+    );
+    assert_eq!(
+        host.atomic_ok(&format!("which-container {APP}/of-app")),
+        "app\n"
+    );
+    assert_eq!(host.atomic_ok("verify app"), "");
+    assert_eq!(host.sh(asked.verify).out(), "");
+
+    host.sh(&format!("rm {APP}/version"));
+    assert_eq!(host.atomic("verify app").code(), 1);
+    host.atomic_ok("repair app");
+    assert_eq!(host.read(&format!("{APP}/version")), "1\n");
+
+    host.sh(&format!(
+        "echo mine > {APP}/hello; echo mine > /etc/app.conf"
+    ));
+    let second = files(2).push(registry, "app").id().to_owned();
+    let update = host.atomic("update app");
+    assert_eq!(update.code(), 0, "{}", update.err());
+    for path in [format!("{APP}/hello"), "/etc/app.conf".to_owned()] {
+        assert!(
+            update.err().contains(&format!("{path} was modified")),
+            "{path}: {}",
+            update.err()
+        );
+        assert_eq!(host.read(&path), "mine\n");
+    }
+    assert_eq!(host.ok(asked.version), format!("1-2.{second}"));
+    assert_eq!(host.read(&format!("{APP}/version")), "2\n");
+    for (path, there) in [("only-1", false), ("only-2", true)] {
+        assert_eq!(host.exists(&format!("{APP}/{path}")), there, "{path}");
+    }
+    assert!(!host.exists("/etc/app-1.conf") && host.exists("/etc/app-2.conf"));
+    let litter = host
+        .sh("ls -A /etc /usr/local/share/app | grep -E 'rpm(new|save|orig)|dpkg-|atomic-rs-'")
+        .out();
+    assert_eq!(litter, "");
+
+    host.atomic_ok("rollback app");
+    assert_eq!(host.ok(asked.version), format!("1-1.{first}"));
+    assert_eq!(host.read(&format!("{APP}/version")), "1\n");
+    assert_eq!(host.read(&format!("{APP}/hello")), "mine\n");
+    assert!(host.exists("/etc/app-1.conf") && !host.exists("/etc/app-2.conf"));
+    let history = host.atomic_ok("history app");
+    assert!(history.contains("1-2."), "{history}");
+
+    let uninstall = host.atomic("uninstall app");
+    assert_eq!(uninstall.code(), 0, "{}", uninstall.err());
+    assert!(
+        uninstall
+            .err()
+            .contains(&format!("Will not delete {APP}/hello")),
+        "{}",
+        uninstall.err()
+    );
+    assert!(!host.run(asked.version).status.success());
+    assert_eq!(host.read(&format!("{APP}/hello")), "mine\n");
+    assert_eq!(host.read("/etc/app.conf"), "mine\n");
+    host.sh(&format!("rm -r {APP} /etc/app.conf"));
+    assert_eq!(names(host), before);
+}
+
+#[test]
+fn host_files_go_through_rpm() {
+    let registry = Registry::start();
+    goes_through(&rpm_host(|_| {}), &registry, &RPM);
+}
+
+#[test]
+fn host_files_go_through_dpkg() {
+    let registry = Registry::start();
+    goes_through(&Host::boot(), &registry, &DPKG);
+}
