@@ -481,3 +481,254 @@ fn host_files_go_through_dpkg() {
     let registry = Registry::start();
     goes_through(&Host::boot(), &registry, &DPKG);
 }
+
+/// An image that brings one file, which nobody else has.
+fn quiet(labels: serde_json::Value) -> Image {
+    let manifest = json!({"version": "1.0", "noContainerService": true}).to_string();
+    Image::new()
+        .layer(Layer::new().busybox())
+        .layer(
+            Layer::new()
+                .file("exports/manifest.json", 0o644, manifest)
+                .file("exports/hostfs/usr/local/share/quiet/file", 0o644, "quiet"),
+        )
+        .set("Cmd", json!(["true"]))
+        .set("Labels", labels)
+}
+
+/// An rpm of a file or of nothing.
+fn rival(name: &str, more: &str, file: &str) -> Scratch {
+    rpm(&format!(
+        "Name: {name}\nVersion: 1.5\nRelease: 1\nSummary: x\nLicense: MIT\nBuildArch: noarch\n{more}%description\nx\n\
+         %install\nmkdir -p %{{buildroot}}/etc\necho {name} > %{{buildroot}}{file}\n%files\n{file}\n"
+    ))
+}
+
+/// The same as a deb, built in the root of a host to be: `/root/NAME.deb`.
+fn rival_deb(root: &Path, name: &str, file: &str) {
+    let tree = root.join("root").join(name);
+    std::fs::create_dir_all(tree.join("DEBIAN")).unwrap();
+    std::fs::create_dir_all(tree.join("etc")).unwrap();
+    std::fs::write(tree.join(file.trim_start_matches('/')), name).unwrap();
+    let control = format!(
+        "Package: {name}\nVersion: 1.5\nArchitecture: all\nMaintainer: x <x@example.com>\nDescription: x\n"
+    );
+    std::fs::write(tree.join("DEBIAN/control"), control).unwrap();
+    must(
+        Command::new("dpkg-deb")
+            .args(["--build", "--root-owner-group"])
+            .arg(&tree)
+            .arg(root.join(format!("root/{name}.deb"))),
+    );
+}
+
+#[test]
+fn what_the_package_manager_refuses_leaves_nothing() {
+    let registry = Registry::start();
+    files(1).push(&registry, "file");
+    quiet(json!({"atomic.conflicts": "rival < 2"})).push(&registry, "conflict");
+    quiet(json!({"atomic.requires": "nowhere-to-be-found >= 3"})).push(&registry, "missing");
+    quiet(json!({"atomic.requires": "what is this"})).push(&registry, "odd");
+    quiet(json!({})).push(&registry, "name");
+    let rpms = rpm_host(|root| {
+        install_in(root, &rival("rival", "", "/etc/app.conf").join("it.rpm"));
+        install_in(
+            root,
+            &rival("atomic-container-name", "", "/etc/name.conf").join("it.rpm"),
+        );
+    });
+    let debs = Host::boot_with(|root| {
+        rival_deb(root, "rival", "/etc/app.conf");
+        rival_deb(root, "atomic-container-name", "/etc/name.conf");
+    });
+    debs.ok("dpkg -i /root/rival.deb /root/atomic-container-name.deb");
+    for (host, format) in [(&rpms, "rpm"), (&debs, "deb")] {
+        let places = ["/usr/local", "/etc/app.conf", "/etc/systemd/system"];
+        let before = host.listing(&places);
+        for (image, said) in [
+            ("file", "/etc/app.conf, which belongs to the package rival"),
+            ("conflict", "rival"),
+            ("missing", "nowhere-to-be-found"),
+            ("odd", "what is this"),
+            ("name", "installed on this host already"),
+        ] {
+            let refused = host.atomic(&format!("install --name {image} {}", registry.name(image)));
+            assert!(
+                refused.code() == 1 && refused.err().contains(said),
+                "{format} {image}: {}",
+                refused.err()
+            );
+            println!("{format} {image}: {}", refused.err());
+            assert_eq!(host.atomic_ok("containers list --all --noheading"), "");
+        }
+        let left = host.sh("find /var/lib/containers/atomic /var/tmp /tmp -name '*.rpm' -o -name '*.deb' -o -name '.*next*' -o -name '*.json'");
+        assert_eq!(left.out(), "", "{format}");
+        host.assert_unchanged(&places, &before);
+    }
+}
+
+#[test]
+fn what_a_package_needs_is_fetched_by_the_hosts_resolver() {
+    let registry = Registry::start();
+    quiet(json!({"atomic.requires": "helper >= 1.2"})).push(&registry, "needy");
+    let rpms = rpm_host(|root| {
+        let repository = root.join("srv/repository");
+        std::fs::create_dir_all(&repository).unwrap();
+        let helper = rival("helper", "", "/etc/helper.conf");
+        std::fs::copy(helper.join("it.rpm"), repository.join("helper.rpm")).unwrap();
+        must(Command::new("createrepo_c").arg("--quiet").arg(&repository));
+        std::fs::create_dir_all(root.join("etc/yum.repos.d")).unwrap();
+        std::fs::write(
+            root.join("etc/yum.repos.d/local.repo"),
+            "[local]\nname=local\nbaseurl=file:///srv/repository\ngpgcheck=0\n",
+        )
+        .unwrap();
+    });
+    let debs = Host::boot_with(|root| {
+        rival_deb(root, "helper", "/etc/helper.conf");
+        let repository = root.join("srv/repository");
+        std::fs::create_dir_all(&repository).unwrap();
+        std::fs::rename(root.join("root/helper.deb"), repository.join("helper.deb")).unwrap();
+        let lists = root.join("etc/apt/sources.list.d");
+        std::fs::remove_dir_all(&lists).unwrap();
+        std::fs::create_dir_all(&lists).unwrap();
+        let _ = std::fs::remove_file(root.join("etc/apt/sources.list"));
+        std::fs::write(
+            lists.join("local.list"),
+            "deb [trusted=yes] file:/srv/repository ./\n",
+        )
+        .unwrap();
+    });
+    let index =
+        debs.sh("cd /srv/repository && dpkg-scanpackages -m . > Packages && apt-get update -qq");
+    assert!(index.status.success(), "{}", index.err());
+    for (host, there) in [(&rpms, "rpm -q helper"), (&debs, "dpkg-query -W helper")] {
+        let reference = registry.name("needy");
+        host.atomic_ok(&format!("pull {reference}"));
+        let plan = host.atomic(&format!("install --dry-run --name needy {reference}"));
+        assert!(
+            plan.out()
+                .contains("packages fetched for it: helper >= 1.2"),
+            "{}{}",
+            plan.out(),
+            plan.err()
+        );
+        assert!(!host.run(there).status.success());
+        host.atomic_ok(&format!("install --name needy {reference}"));
+        host.ok(there);
+        assert_eq!(host.read("/usr/local/share/quiet/file"), "quiet");
+        // What was fetched for it is the host's from now on.
+        host.atomic_ok("uninstall needy");
+        host.ok(there);
+        assert!(!host.exists("/usr/local/share/quiet"));
+    }
+}
+
+/// Kill an update at some moment, the package manager with it or not; whatever is recovered is wholly old
+/// or wholly new, in the files and in the package manager's books.
+fn survives_kills(host: &Host, registry: &Registry, asked: &Asked, programs: &str) {
+    let reference = registry.name("many");
+    let push = |version: u32| {
+        let mut layer = Layer::new().file(
+            "exports/manifest.json",
+            0o644,
+            json!({"version": "1.0", "noContainerService": true}).to_string(),
+        );
+        for number in 0..150 {
+            layer = layer
+                .file(
+                    &format!("exports/hostfs/srv/many/v{version}/{number}"),
+                    0o644,
+                    format!("v{version}"),
+                )
+                .file(
+                    &format!("exports/hostfs/srv/same/{number}"),
+                    0o644,
+                    format!("v{version}"),
+                );
+        }
+        Image::new()
+            .layer(Layer::new().busybox())
+            .layer(layer.file("exports/hostfs/etc/many.conf", 0o644, format!("v{version}")))
+            .set("Cmd", json!(["true"]))
+            .push(registry, "many")
+            .id()
+            .to_owned()
+    };
+    let mut ids = vec![push(0)];
+    host.atomic_ok(&format!("install --name many {reference}"));
+    let version = asked.version.replace("-app", "-many");
+    let mut new = 0;
+    for round in 1..=12_u32 {
+        ids.push(push(round));
+        let mut child = host
+            .command("atomic-rs")
+            .args(["update", "many"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // The package manager is at work for some of them.
+        let program = programs.split('|').next().unwrap();
+        let script = format!(
+            "for i in $(seq 400); do pgrep -x {program} >/dev/null && break; sleep 0.005; done; sleep {}",
+            f64::from(round * round) * 0.006
+        );
+        host.sh(&script);
+        let victims = if round % 2 == 0 {
+            "atomic-rs".to_owned()
+        } else {
+            format!("atomic-rs|{programs}")
+        };
+        host.sh(&format!("pkill -KILL -x '{victims}'"));
+        let _ = child.wait();
+        let recovered = host.atomic("recover");
+        assert_eq!(recovered.code(), 0, "{}", recovered.err());
+        let found = host
+            .sh("cat /srv/same/* /etc/many.conf | grep -o 'v[0-9]*' | sort -u; ls /srv/many")
+            .out();
+        let words: Vec<&str> = found.split_whitespace().collect();
+        assert!(
+            words.len() == 2 && words[0] == words[1],
+            "after kill {round}: {words:?}"
+        );
+        let number: usize = words[0][1..].parse().unwrap();
+        new += u32::from(number == round as usize);
+        let on_record = host.ok(&version);
+        assert!(
+            on_record.ends_with(&ids[number]),
+            "after kill {round}: {on_record}"
+        );
+        let count = host
+            .sh("ls /srv/same | wc -l; ls /srv/many/* | wc -l")
+            .out();
+        assert_eq!(count, "150\n150\n", "after kill {round}");
+        let litter = host
+            .sh("find /srv /etc -name '.atomic-rs*' -o -name '*;*' -o -name '*.dpkg-*'")
+            .out();
+        assert_eq!(litter, "", "after kill {round}");
+        assert_eq!(host.atomic_ok("verify many"), "", "{round}");
+        assert_eq!(
+            host.sh(&asked.verify.replace("-app", "-many")).out(),
+            "",
+            "{round}"
+        );
+    }
+    println!("{new} of 12 killed updates went forward");
+    host.atomic_ok("uninstall many");
+    assert!(
+        !host.exists("/srv/many") && !host.exists("/srv/same") && !host.exists("/etc/many.conf")
+    );
+}
+
+#[test]
+fn kills_of_rpm_leave_the_host_wholly_old_or_wholly_new() {
+    let registry = Registry::start();
+    survives_kills(&rpm_host(|_| {}), &registry, &RPM, "rpm");
+}
+
+#[test]
+fn kills_of_dpkg_leave_the_host_wholly_old_or_wholly_new() {
+    let registry = Registry::start();
+    survives_kills(&Host::boot(), &registry, &DPKG, "dpkg|dpkg-deb|tar");
+}

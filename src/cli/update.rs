@@ -10,6 +10,7 @@ use crate::container::{self, Fetch, list};
 use crate::deployment::ContainerName;
 use crate::error::{Error, Kind, Result};
 use crate::fail;
+use crate::hostfiles::package::Mode;
 use crate::image::short_id;
 use crate::transaction::Host;
 
@@ -42,6 +43,12 @@ pub struct Update {
     /// kept from now on
     #[arg(long, value_name = "PATH")]
     allow_host_path: Vec<camino::Utf8PathBuf>,
+    /// How the image's files for the host are installed, auto, yes or no: see "install"; kept from now on
+    #[arg(long, value_name = "MODE")]
+    system_package: Option<Mode>,
+    /// Let the image's own package run its scripts on this host; kept from now on
+    #[arg(long)]
+    allow_package_scripts: bool,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -63,6 +70,8 @@ impl Update {
                 || self.no_pull
                 || !self.set.values()?.is_empty()
                 || !self.allow_host_path.is_empty()
+                || self.system_package.is_some()
+                || self.allow_package_scripts
                 || self.watch.watch.is_some()
                 || self.watch.health_cmd.is_some();
             if not_for_images {
@@ -91,6 +100,12 @@ impl Update {
                 fail!(
                     Kind::Usage,
                     "Incompatible options specified.  --all doesn't support --force, --watch or --health-cmd"
+                );
+            }
+            if self.system_package.is_some() || self.allow_package_scripts {
+                fail!(
+                    Kind::Usage,
+                    "Incompatible options specified.  --all doesn't support --system-package or --allow-package-scripts"
                 );
             }
             if !values.is_empty() || self.rebase.is_some() {
@@ -139,6 +154,8 @@ impl Update {
             health_cmd: self.watch.health_cmd,
             watch: self.watch.watch,
             allow_host_paths: self.allow_host_path,
+            system_package: self.system_package,
+            allow_package_scripts: self.allow_package_scripts,
             ..container::Update::new(name)
         };
         let outcome = container::update(&host, &request, &mut PullProgress::new())?;

@@ -107,6 +107,7 @@ impl Source {
             let manager = Manager::new(format)?;
             return Ok(Self::Own(manager, Some(Arc::new(path)), Box::new(contents)));
         }
+        // Without anything to put into it there is no package.
         if files.walk(crate::hostfiles::DIRECTORY)?.is_empty() {
             return Ok(Self::Plain);
         }
@@ -228,7 +229,7 @@ pub(super) fn plan(
     }
     let file = utf8(&built)?;
     out.fetch = manager.missing(&requires)?;
-    manager.check(file, out.fetch.is_empty())?;
+    manager.check(&name, file, out.fetch.is_empty())?;
     info.system_package = Some("yes".into());
     info.rpm_installed = Some(format!(
         "atomic-container-{}.{}",

@@ -61,6 +61,10 @@ pub struct Update {
     pub watch: Option<u32>,
     /// Further paths of the host that are open to the image, kept from now on.
     pub allow_host_paths: Vec<Utf8PathBuf>,
+    /// Another way to install host files, kept from now on.
+    pub system_package: Option<Mode>,
+    /// The image's own package may run its scripts, from now on.
+    pub allow_package_scripts: bool,
 }
 
 impl Update {
@@ -78,6 +82,8 @@ impl Update {
             health_cmd: None,
             watch: None,
             allow_host_paths: Vec::new(),
+            system_package: None,
+            allow_package_scripts: false,
         }
     }
 }
@@ -132,6 +138,8 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         .allow_host_paths
         .extend(request.allow_host_paths.iter().cloned());
 
+    options.allow_package_scripts |= request.allow_package_scripts;
+
     let to = from.other();
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
     let prepared = Prepared::new(
@@ -156,11 +164,7 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         },
     )?;
     keep_on_record(&mut rendered.info, &info);
-    // What older versions and other programs installed goes on as it is.
-    let mode = info.package_mode.unwrap_or(match info.rpm_installed {
-        Some(_) => Mode::Yes,
-        None => Mode::No,
-    });
+    let mode = request.system_package.unwrap_or(mode_of(&info));
     rendered.info.package_mode = Some(mode);
     rendered.host_files = hostfiles::plan(
         config,
@@ -303,7 +307,19 @@ fn changes_settings(request: &Update, info: &Info, options: &RunOptions) -> bool
         .all(|(key, value)| before.get(key) == Some(value));
     let same_health = request.health_cmd.is_none() || request.health_cmd == options.health_cmd;
     let same_watch = request.watch.is_none() || request.watch == options.watch;
-    !same_values || !same_health || !same_watch
+    let same_mode = request
+        .system_package
+        .is_none_or(|mode| mode == mode_of(info));
+    !same_values || !same_health || !same_watch || !same_mode
+}
+
+/// How a container's host files are installed. What older versions and other programs installed goes on
+/// as it is.
+fn mode_of(info: &Info) -> Mode {
+    info.package_mode.unwrap_or(match info.rpm_installed {
+        Some(_) => Mode::Yes,
+        None => Mode::No,
+    })
 }
 
 /// The image a deployment was made from, whatever its name means in the store by now.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::wanted::Kind;
 use crate::error::{Context as _, Result};
 use crate::image::digest::Hashing;
+use crate::selinux::Labels;
 
 /// What a staged host file is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +35,14 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Write it as `at`, which must not exist; `rootfs` is that of the deployment.
-    pub fn write(&self, rootfs: &Utf8Path, at: &Path) -> Result<()> {
+    /// Write it as `at`, which must not exist; `rootfs` is that of the deployment. `labels`: where it gets
+    /// that of its target.
+    pub fn write(
+        &self,
+        rootfs: &Utf8Path,
+        at: &Path,
+        labels: Option<(&Labels, &Utf8Path)>,
+    ) -> Result<()> {
         let failed = || format!("cannot write {}", at.display());
         match &self.kind {
             Kind::Dir => std::fs::create_dir(at).context(failed)?,
@@ -54,7 +61,7 @@ impl Payload {
                 )
                 .context(failed)?;
                 let mut source = File::from(source);
-                if self.may_link && self.link(&source, rootfs, at) {
+                if self.may_link && self.link(&source, rootfs, at, labels) {
                     return Ok(());
                 }
                 let mut target = File::create_new(at).context(failed)?;
@@ -64,6 +71,9 @@ impl Payload {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         rustix::fs::chownat(CWD, at, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .context(failed)?;
+        if let Some((labels, target)) = labels {
+            labels.give(at, target)?;
+        }
         if matches!(self.kind, Kind::Link(_)) {
             return Ok(());
         }
@@ -75,11 +85,20 @@ impl Payload {
     }
 
     /// Make a hard link where that is the same file in every respect. False: it wants a copy.
-    fn link(&self, source: &File, rootfs: &Utf8Path, at: &Path) -> bool {
+    fn link(
+        &self,
+        source: &File,
+        rootfs: &Utf8Path,
+        at: &Path,
+        labels: Option<(&Labels, &Utf8Path)>,
+    ) -> bool {
         let same = source.metadata().is_ok_and(|found| {
             (found.uid(), found.gid(), found.mode() & 0o7777) == (self.uid, self.gid, self.mode)
         });
-        same && std::fs::hard_link(rootfs.join(&self.source), at).is_ok()
+        let path = rootfs.join(&self.source);
+        let agrees =
+            labels.is_none_or(|(labels, target)| labels.agrees(path.as_std_path(), target));
+        same && agrees && std::fs::hard_link(rootfs.join(&self.source), at).is_ok()
     }
 }
 

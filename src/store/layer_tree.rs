@@ -15,7 +15,10 @@ use super::objects::{
 use super::tar::{Content, Entry, EntryKind, TarStream};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::selinux::Labels;
+use crate::selinux::{self, Labels};
+
+/// The file type bits of a directory.
+const DIRECTORY: u32 = 0o040_000;
 
 /// Files up to this size are written with one call; larger ones are streamed.
 const INLINE_BYTES: u64 = 256 * 1024;
@@ -342,9 +345,7 @@ impl<'a> Builder<'a> {
             .filter(|(name, _)| is_kept_xattr(name))
             .map(|(name, value)| ([name, &b"\0"[..]].concat(), value.clone()))
             .collect();
-        if let Some(label) = self.labels.and_then(|labels| labels.look_up(path, mode)) {
-            list.push((b"security.selinux\0".to_vec(), label));
-        }
+        list.extend(label(self.labels, path, mode));
         list.sort();
         list.dedup_by(|a, b| a.0 == b.0);
         list
@@ -355,7 +356,7 @@ impl<'a> Builder<'a> {
             uid: entry.uid,
             gid: entry.gid,
             mode: entry.mode,
-            xattrs: self.xattr_list(entry, path, 0o040_000),
+            xattrs: self.xattr_list(entry, path, DIRECTORY),
         }
     }
 
@@ -462,12 +463,12 @@ impl<'a> Builder<'a> {
 
     fn write(&mut self) -> Result<(Checksum, Checksum)> {
         let root = std::mem::take(&mut self.root);
-        let written = self.write_dir(&root)?;
+        let written = self.write_dir(&root, "")?;
         self.root = root;
         Ok(written)
     }
 
-    fn write_dir(&mut self, dir: &Dir) -> Result<(Checksum, Checksum)> {
+    fn write_dir(&mut self, dir: &Dir, path: &str) -> Result<(Checksum, Checksum)> {
         let mut tree = DirTree::default();
         for (name, node) in &dir.entries {
             match node {
@@ -475,11 +476,20 @@ impl<'a> Builder<'a> {
                     tree.files.insert(name.clone(), *sum);
                 }
                 Node::Dir(below) => {
-                    tree.dirs.insert(name.clone(), self.write_dir(below)?);
+                    let path = format!("{path}/{name}");
+                    tree.dirs
+                        .insert(name.clone(), self.write_dir(below, &path)?);
                 }
             }
         }
-        let meta = dir.meta.clone().unwrap_or_default();
+        let meta = match &dir.meta {
+            Some(meta) => meta.clone(),
+            // Also what the archive only implies has a label.
+            None => DirMeta {
+                xattrs: label(self.labels, path, DIRECTORY),
+                ..DirMeta::default()
+            },
+        };
         let meta = if let Some(sum) = self.metas.get(&meta) {
             *sum
         } else {
@@ -523,6 +533,15 @@ fn normal(path: &[u8]) -> &[u8] {
     let path = path.strip_prefix(b"./").unwrap_or(path);
     let start = path.iter().take_while(|byte| **byte == b'/').count();
     &path[start..]
+}
+
+/// The label of a path as an extended attribute, if there are labels.
+fn label(labels: Option<&Labels>, path: &str, mode: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    labels
+        .and_then(|labels| labels.look_up(path, mode))
+        .map(|label| ([selinux::ATTRIBUTE.as_bytes(), b"\0"].concat(), label))
+        .into_iter()
+        .collect()
 }
 
 /// Which extended attributes of an image are kept. Labels come from the host's policy, and

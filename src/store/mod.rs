@@ -57,6 +57,7 @@ pub struct Store {
     repo: Repo,
     path: Utf8PathBuf,
     max_layer_bytes: u64,
+    file_contexts: Option<Utf8PathBuf>,
     is_system: bool,
     _lock: Lock,
 }
@@ -132,6 +133,7 @@ impl Store {
             repo,
             path,
             max_layer_bytes: config.max_layer_bytes,
+            file_contexts: config.file_contexts.clone(),
             is_system: config.is_system,
             _lock: lock,
         })
@@ -219,7 +221,7 @@ impl Store {
         Ok(Import {
             store: self,
             transaction,
-            labels: Labels::of_host()?,
+            labels: Labels::open(self.file_contexts.as_deref())?,
             commits: RefCell::default(),
             heals: Cell::new(false),
             keeps_blobs,

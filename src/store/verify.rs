@@ -369,7 +369,7 @@ impl Store {
         let without: Vec<_> = others.collect();
         let mut candidates = vec![without.clone()];
         let mode = info.attribute_uint32("unix::mode");
-        if let Ok(Some(labels)) = Labels::of_host()
+        if let Ok(Some(labels)) = Labels::open(self.file_contexts.as_deref())
             && let Some(label) = labels.look_up(path, mode)
         {
             let mut with = without;

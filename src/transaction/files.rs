@@ -10,6 +10,7 @@ use super::plan::Plan;
 use super::step::{DeployFile, Shipment};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
+use crate::hostfiles::Owner;
 use crate::hostfiles::package::Manager;
 use crate::safefs;
 use crate::store::Store;
@@ -41,17 +42,19 @@ pub(super) fn deploy(
     Ok(())
 }
 
-/// Make a directory with this mode, owner and group; one that is there stays as it is.
-pub(super) fn make_directory(path: &Utf8Path, (mode, uid, gid): (u32, u32, u32)) -> Result<()> {
+/// Make a directory with this mode, owner and group; one that is there stays as it is. True if it was
+/// made.
+pub(super) fn make_directory(path: &Utf8Path, (mode, uid, gid): Owner) -> Result<bool> {
     let failed = || format!("cannot create {path}");
     match std::fs::create_dir(path) {
         Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
         Err(error) => return Err(error).context(failed),
     }
     std::os::unix::fs::chown(path, Some(uid), Some(gid)).context(failed)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-    std::fs::set_permissions(path, mode).context(failed)
+    std::fs::set_permissions(path, mode).context(failed)?;
+    Ok(true)
 }
 
 /// Bring the container's package from one version to another, or to none. Files that somebody changed
@@ -68,6 +71,12 @@ pub(super) fn change_package(
         // Who waits already was set aside by one who was killed.
         if exists(target) && !exists_std(&waiting(target)) {
             safefs::rename(target.as_std_path(), &waiting(target))?;
+        }
+    }
+    for shipment in [from, to].into_iter().flatten() {
+        let file = paths.slot(shipment.slot).join(&shipment.file);
+        if exists(&file) {
+            Manager::new(shipment.format)?.settle(&file)?;
         }
     }
     if let Some(old) =

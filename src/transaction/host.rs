@@ -1,16 +1,21 @@
 //! The host that plans are applied to.
 
 use std::cell::{Cell, OnceCell};
+use std::path::Path;
 use std::time::Instant;
+
+use camino::Utf8Path;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::selinux::Labels;
 use crate::systemd::Manager;
 
 /// The host a plan is applied to.
 pub struct Host<'c> {
     config: &'c Config,
     manager: OnceCell<Manager>,
+    labels: OnceCell<Option<Labels>>,
     offline: bool,
     started: Cell<Option<Instant>>,
     serving: Cell<Option<Instant>>,
@@ -22,6 +27,7 @@ impl<'c> Host<'c> {
         Self {
             config,
             manager: OnceCell::new(),
+            labels: OnceCell::new(),
             offline: false,
             started: Cell::new(None),
             serving: Cell::new(None),
@@ -50,6 +56,25 @@ impl<'c> Host<'c> {
         self.manager
             .get()
             .ok_or_else(|| Error::new(Kind::Systemd, "systemd cannot be reached"))
+    }
+
+    /// The labels of its files, where there are any.
+    pub(super) fn labels(&self) -> Result<Option<&Labels>> {
+        if self.labels.get().is_none() {
+            let _ = self
+                .labels
+                .set(Labels::open(self.config.file_contexts.as_deref())?);
+        }
+        Ok(self.labels.get().and_then(Option::as_ref))
+    }
+
+    /// Give a file that waits at `at` the label it will need at `target`.
+    pub(super) fn label(&self, at: &Path, target: &Utf8Path) -> Result<()> {
+        match self.labels()? {
+            // A user's files have the labels their home gives them.
+            Some(labels) if self.config.is_system => labels.give(at, target),
+            _ => Ok(()),
+        }
     }
 
     /// True if the service manager is not up yet.

@@ -293,9 +293,15 @@ impl Step {
                         .context(|| format!("cannot create {parent}"))?;
                 }
                 safefs::remove_if_exists(&staged)?;
-                safefs::write_new_file(&staged, content.as_bytes(), *mode)
+                safefs::write_new_file(&staged, content.as_bytes(), *mode)?;
+                host.label(&staged, target)
             }
-            Self::MakeDirectory { path, owner } => make_directory(path, *owner),
+            Self::MakeDirectory { path, owner } => {
+                if make_directory(path, *owner)? {
+                    host.label(path.as_std_path(), path)?;
+                }
+                Ok(())
+            }
             Self::StageHostFile {
                 slot,
                 target,
@@ -309,7 +315,8 @@ impl Step {
                 };
                 let staged = beside(target, id, "new");
                 safefs::remove_tree(&staged)?;
-                payload.write(&deployment.join("rootfs"), &staged)
+                let labels = host.labels()?.map(|labels| (labels, target.as_path()));
+                payload.write(&deployment.join("rootfs"), &staged, labels)
             }
             Self::FetchPackages { format, wants } => PackageManager::new(*format)?.fetch(wants),
             Self::StagePackage { shipment, built } => {
@@ -321,7 +328,7 @@ impl Step {
             }
             Self::CheckPackage { shipment } => {
                 let file = paths.staged(shipment.slot, id).join(&shipment.file);
-                PackageManager::new(shipment.format)?.check(&file, true)
+                PackageManager::new(shipment.format)?.check(&shipment.name, &file, true)
             }
             Self::ChangePackage { from, to, keep } => {
                 change_package(paths, plan, from.as_ref(), to.as_ref(), keep)

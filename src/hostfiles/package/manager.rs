@@ -1,6 +1,6 @@
 //! The host's package manager. Its own programs do what is done to the host; what they say is passed on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,11 @@ const POLL: Duration = Duration::from_millis(200);
 /// Silence before a wait is mentioned.
 const PATIENT_SILENCE: Duration = Duration::from_secs(1);
 
+/// How much of what a failed program printed is passed on.
+const LINES: usize = 12;
+
 /// What dpkg answers while somebody else is at work.
-const LOCKED: &str = "is locked by another process";
+const LOCKED: &str = "locked by another process";
 
 /// The package manager for packages of one format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,12 +95,12 @@ impl Manager {
         self.format
     }
 
-    /// See whether the package in `file` could be installed, and change nothing. `all`: what it needs has
-    /// to be there, too.
+    /// See whether the package `name` in `file` could be installed, and change nothing. `all`: what it needs
+    /// has to be there, too.
     ///
     /// # Errors
     /// What the package manager says.
-    pub fn check(self, file: &Utf8Path, all: bool) -> Result<()> {
+    pub fn check(self, name: &str, file: &Utf8Path, all: bool) -> Result<()> {
         let child = match self.format {
             Format::Rpm => rpm()
                 .args(["-U", "--test", "--oldpackage", "--replacepkgs"])
@@ -107,7 +110,9 @@ impl Manager {
                 .args((!all).then_some("--force-depends"))
                 .arg("-i"),
         };
-        self.run(child.arg(file), "cannot be installed", file.as_str())
+        self.run(child.arg(file), || {
+            format!("the package {name} cannot be installed")
+        })
     }
 
     /// What of `wants` is not on the host.
@@ -216,7 +221,12 @@ impl Manager {
                 .args(["satisfy", "-y", "-q", "--no-install-recommends"])
                 .arg(list.join(", ")),
         };
-        self.run(child, "cannot install", &list.join(", "))
+        self.run(child, || {
+            format!(
+                "the needed packages cannot be installed: {}",
+                list.join(", ")
+            )
+        })
     }
 
     /// Install the package in `file`, whatever version of it is there; `name` and `version` are its own.
@@ -228,9 +238,32 @@ impl Manager {
             Format::Rpm => rpm().args(["-U", "--oldpackage", "--replacepkgs"]),
             Format::Deb => dpkg().args(["--force-confold", "--force-confmiss", "-i"]),
         };
-        self.run(child.arg(file), "cannot be installed", file.as_str())?;
+        self.run(child.arg(file), || {
+            format!("the package {name} cannot be installed")
+        })?;
         if self.format == Format::Rpm {
             drop_duplicates(name, version)?;
+        }
+        Ok(())
+    }
+
+    /// Wait until nobody is at work any more, and remove what a killed rpm left of the package in
+    /// `file`: it begins every file as `NAME;ID`, and cannot begin it again in the same second.
+    pub fn settle(self, file: &Utf8Path) -> Result<()> {
+        if self.format != Format::Rpm {
+            return Ok(());
+        }
+        let wanted = look_into_rpm(file)?.wanted;
+        if leftovers(&wanted).is_empty() {
+            return Ok(());
+        }
+        // A test takes the lock, too; what it says is said again by what comes after.
+        rpm()
+            .args(["-U", "--test", "--nodeps", "--oldpackage", "--replacepkgs"])
+            .arg(file)
+            .output()?;
+        for path in leftovers(&wanted) {
+            crate::safefs::remove_if_exists(path.as_std_path())?;
         }
         Ok(())
     }
@@ -251,7 +284,9 @@ impl Manager {
                 dpkg().args(["--force-remove-reinstreq", "-P"])
             }
         };
-        self.run(child.arg(name), "cannot be removed", name)
+        self.run(child.arg(name), || {
+            format!("the package {name} cannot be removed")
+        })
     }
 
     /// The version of a package that is installed, or half installed.
@@ -288,7 +323,7 @@ impl Manager {
         }))
     }
 
-    fn run(self, child: Child, what: &str, whom: &str) -> Result<()> {
+    fn run(self, child: Child, failed: impl Fn() -> String) -> Result<()> {
         let finished = match self.format {
             Format::Rpm => child.output()?,
             Format::Deb => patiently(child)?,
@@ -296,13 +331,38 @@ impl Manager {
         if finished.status.success() {
             return Ok(());
         }
-        let said = if finished.stderr.is_empty() {
-            String::from_utf8_lossy(&finished.stdout).trim().to_owned()
-        } else {
-            finished.stderr
-        };
-        fail!(Kind::Failed, "{whom} {what}: {said}")
+        // Which of the two says why differs from one program to the next.
+        let stdout = String::from_utf8_lossy(&finished.stdout).into_owned();
+        let lines: Vec<&str> = stdout.trim().lines().collect();
+        let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        fail!(
+            Kind::Failed,
+            "{}\n{}",
+            failed(),
+            [last.as_str(), finished.stderr.as_str()].join("\n").trim()
+        )
     }
+}
+
+/// Files that rpm began and did not finish.
+fn leftovers(wanted: &Wanted) -> Vec<Utf8PathBuf> {
+    let mut names: BTreeMap<&Utf8Path, BTreeSet<&str>> = BTreeMap::new();
+    for file in &wanted.files {
+        if let (Some(parent), Some(name)) = (file.target.parent(), file.target.file_name()) {
+            names.entry(parent).or_default().insert(name);
+        }
+    }
+    let mut out = Vec::new();
+    for (directory, names) in names {
+        let entries = directory.read_dir_utf8().into_iter().flatten().flatten();
+        out.extend(entries.map(|entry| entry.path().to_owned()).filter(|path| {
+            let parts = path.file_name().and_then(|name| name.rsplit_once(';'));
+            parts.is_some_and(|(name, id)| {
+                names.contains(name) && id.len() == 8 && id.bytes().all(|c| c.is_ascii_hexdigit())
+            })
+        }));
+    }
+    out
 }
 
 /// A package manager that was begun is not ended with us: half of its work would be worse than all.

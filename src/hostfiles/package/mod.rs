@@ -92,6 +92,22 @@ pub enum Mode {
     No,
 }
 
+impl std::str::FromStr for Mode {
+    type Err = crate::error::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "yes" => Ok(Self::Yes),
+            "no" => Ok(Self::No),
+            _ => fail!(
+                ErrorKind::Usage,
+                "\"{text}\" is no way to install host files: expected auto, yes or no"
+            ),
+        }
+    }
+}
+
 /// How a version is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
