@@ -81,7 +81,7 @@ pub struct Config {
     /// The key of GPG's that signs rpms.
     pub package_signer: Option<String>,
     /// The file contexts that labels come from; nothing: the host's policy, where `SELinux` is on.
-    pub file_contexts: Option<Utf8PathBuf>,
+    pub selinux_file_contexts: Option<Utf8PathBuf>,
     /// Most bytes one layer may unpack to.
     pub max_layer_bytes: u64,
     /// True for root: the system's store, whose files keep their owners.
@@ -104,7 +104,7 @@ struct File {
     update_window: Option<String>,
     package_format: Option<String>,
     package_signer: Option<String>,
-    file_contexts: Option<Utf8PathBuf>,
+    selinux_file_contexts: Option<Utf8PathBuf>,
     max_layer_bytes: Option<u64>,
 }
 
@@ -199,7 +199,7 @@ impl Config {
             update_window: file.update_window,
             package_format: file.package_format,
             package_signer: file.package_signer,
-            file_contexts: file.file_contexts,
+            selinux_file_contexts: file.selinux_file_contexts,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
         })
     }

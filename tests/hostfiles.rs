@@ -266,6 +266,31 @@ fn what_an_image_must_not_write_is_refused_before_anything_is_written() {
         );
         assert!(!host.exists("/srv/good"), "{target}");
     }
+    for (number, (layer, named)) in [
+        (Layer::new().fifo("exports/hostfs/srv/fifo"), "/srv/fifo"),
+        (
+            Layer::new().raw(b"exports/hostfs/srv/null", tar::EntryType::Char, ""),
+            "/srv/null",
+        ),
+        (
+            Layer::new().raw(b"exports/hostfs/srv/\xff", tar::EntryType::Symlink, "x"),
+            "/srv/\u{fffd}",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("odd{number}");
+        let layer = layer.file("exports/hostfs/srv/good", 0o644, "good");
+        bringing(json!({}), layer).push(&registry, &name);
+        let refused = host.atomic(&format!("install --name {name} {}", registry.name(&name)));
+        assert!(
+            refused.code() == 1 && refused.err().contains(named),
+            "{named}: {}",
+            refused.err()
+        );
+        assert!(!host.exists("/srv/good"), "{named}");
+    }
     host.sh(&format!("rm -rf {C}"));
     let after = host.listing(&["/etc", "/srv", "/usr/local/lib", C]);
     assert_eq!(before, after);
@@ -283,6 +308,30 @@ fn what_an_image_must_not_write_is_refused_before_anything_is_written() {
     assert_eq!(host.read("/boot/loader/entry"), "boot me");
     host.atomic_ok("uninstall boot");
     assert!(!host.exists("/boot/loader"));
+}
+
+#[test]
+fn a_directory_that_has_become_a_link_is_not_followed() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let layer = Layer::new().file("exports/hostfs/srv/open/hosts", 0o644, "x");
+    bringing(json!({}), layer).push(&registry, "open");
+    host.atomic_ok(&format!(
+        "install --system-package=no --name open {}",
+        registry.name("open")
+    ));
+    // Whoever may write to /srv makes the container's file mean another one.
+    host.sh("mv /srv/open /srv/moved; ln -s /etc /srv/open; echo -n x > /etc/hosts");
+    let layer = Layer::new().file("exports/hostfs/srv/open/hosts", 0o644, "evil");
+    bringing(json!({}), layer).push(&registry, "open");
+    let update = host.atomic("update open");
+    assert!(
+        update.code() == 1 && update.err().contains("/srv/open"),
+        "{}",
+        update.err()
+    );
+    host.atomic_ok("uninstall open");
+    assert_eq!(host.read("/etc/hosts"), "x");
 }
 
 #[test]

@@ -732,3 +732,126 @@ fn kills_of_dpkg_leave_the_host_wholly_old_or_wholly_new() {
     let registry = Registry::start();
     survives_kills(&Host::boot(), &registry, &DPKG, "dpkg|dpkg-deb|tar");
 }
+
+#[test]
+fn host_files_move_between_plain_files_and_packages() {
+    let registry = Registry::start();
+    let host = rpm_host(|_| {});
+    let places = [
+        APP,
+        "/usr/local/bin",
+        "/etc/app.conf",
+        "/etc/app-1.conf",
+        "/var/lib/app-state",
+    ];
+    let contents = |host: &Host| {
+        host.sh(&format!(
+            "find {} -printf '%p %y %m %U:%G %l\\n' | sort; cat {APP}/hello /etc/app.conf; getcap {APP}/capable",
+            places.join(" ")
+        ))
+        .out()
+    };
+    files(1).push(&registry, "app");
+    host.atomic_ok(&format!(
+        "install --system-package=no --name app {}",
+        registry.name("app")
+    ));
+    assert!(!host.run(RPM.version).status.success());
+    let plain = contents(&host);
+    host.atomic_ok("update app --system-package=yes");
+    assert!(host.ok(RPM.version).starts_with("1-1."));
+    assert_eq!(contents(&host), plain);
+    assert_eq!(host.sh(RPM.verify).out(), "");
+    host.atomic_ok("rollback app");
+    assert!(!host.run(RPM.version).status.success());
+    assert_eq!(contents(&host), plain);
+    assert_eq!(host.atomic_ok("verify app"), "");
+    host.atomic_ok("rollback app");
+    assert!(host.ok(RPM.version).starts_with("1-1."));
+    host.sh("echo mine > /etc/app.conf");
+    let update = host.atomic("update app --system-package=no");
+    assert_eq!(update.code(), 0, "{}", update.err());
+    assert!(!host.run(RPM.version).status.success());
+    assert_eq!(contents(&host), plain.replace("version=1", "mine"));
+    host.atomic_ok("uninstall app");
+    host.ok("rm /etc/app.conf");
+    assert_eq!(
+        host.sh(&format!("ls -A {APP} /var/lib/app-state")).out(),
+        ""
+    );
+}
+
+#[test]
+fn an_images_own_rpm_is_used_if_it_does_what_an_image_may_do() {
+    let registry = Registry::start();
+    let host = rpm_host(|_| {});
+    let own = |name: &str, rpm: &Scratch| {
+        let content = std::fs::read(rpm.join("it.rpm")).unwrap();
+        quiet(json!({}))
+            .layer(Layer::new().file("exports/container.rpm", 0o644, content))
+            .push(&registry, name);
+    };
+    own("good", &rival("vendor-tool", "", "/etc/vendor.conf"));
+    own("closed", &rival("vendor-closed", "", "/etc/sudoers"));
+    let scripted = rpm(
+        "Name: vendor-script\nVersion: 1\nRelease: 1\nSummary: x\nLicense: MIT\nBuildArch: noarch\n%description\nx\n\
+         %post\ntouch /srv/was-run\n%files\n",
+    );
+    own("script", &scripted);
+    host.atomic_ok(&format!("install --name app {}", registry.name("good")));
+    assert_eq!(host.ok("rpm -q --qf %{VERSION} vendor-tool"), "1.5");
+    assert_eq!(host.read("/etc/vendor.conf"), "vendor-tool\n");
+    // Its files, not those of exports/hostfs.
+    assert!(!host.exists("/usr/local/share/quiet/file"));
+    assert_eq!(host.atomic_ok("which-container /etc/vendor.conf"), "app\n");
+    own(
+        "good",
+        &rival("vendor-tool", "Epoch: 2\n", "/etc/vendor-two.conf"),
+    );
+    host.atomic_ok("update app");
+    assert!(!host.exists("/etc/vendor.conf") && host.exists("/etc/vendor-two.conf"));
+    host.atomic_ok("rollback app");
+    assert!(host.exists("/etc/vendor.conf") && !host.exists("/etc/vendor-two.conf"));
+    host.atomic_ok("uninstall app");
+    assert!(!host.run("rpm -q vendor-tool").status.success());
+    assert!(!host.exists("/etc/vendor.conf"));
+
+    let refused = host.atomic(&format!("install --name app {}", registry.name("closed")));
+    assert!(
+        refused.code() == 1 && refused.err().contains("/etc/sudoers"),
+        "{}",
+        refused.err()
+    );
+    let refused = host.atomic(&format!("install --name app {}", registry.name("script")));
+    assert!(
+        refused.code() == 1
+            && refused.err().contains("%post")
+            && refused.err().contains("--allow-package-scripts"),
+        "{}",
+        refused.err()
+    );
+    assert!(!host.exists("/srv/was-run"));
+    host.atomic_ok(&format!(
+        "install --allow-package-scripts --name app {}",
+        registry.name("script")
+    ));
+    assert!(host.exists("/srv/was-run"));
+    host.atomic_ok("uninstall app");
+
+    // Building makes no other.
+    let built = host.sh(&format!(
+        "cd /root && atomic-rs install --system-package=build --name app {}",
+        registry.name("good")
+    ));
+    assert!(
+        built
+            .out()
+            .contains("Generated rpm /root/atomic-container-app.rpm"),
+        "{}",
+        built.err()
+    );
+    assert_eq!(
+        host.ok("rpm -qp --qf %{NAME} /root/atomic-container-app.rpm"),
+        "vendor-tool"
+    );
+}

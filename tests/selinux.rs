@@ -1,5 +1,5 @@
 //! Labels, by the file contexts of a real policy (Debian's `selinux-policy-default`). The kernel that tests
-//! run on need not have SELinux: what is looked at is what is stored and written.
+//! run on need not have `SELinux`: what is looked at is what is stored and written.
 
 mod support;
 
@@ -58,7 +58,7 @@ fn inode(host: &Host, path: &str) -> String {
 #[test]
 fn files_have_the_labels_of_where_they_are_on_the_host() {
     let registry = Registry::start();
-    let host = host(&format!("file_contexts = \"{CONTEXTS}\"\n"));
+    let host = host(&format!("selinux_file_contexts = \"{CONTEXTS}\"\n"));
     image().push(&registry, "labels");
     host.atomic_ok(&format!(
         "install --system-package=no --name labels {}",

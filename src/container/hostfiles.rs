@@ -191,6 +191,7 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, change: &HostChange) {
         if !was_packaged {
             // Plain files give way to the same in the package.
             let ours = compared.same.iter().chain(&compared.replace);
+            let ours = ours.filter(|file| file.payload.kind != FileKind::Dir);
             for target in ours.map(|file| &file.target).chain(&compared.remove) {
                 remove(plan, target);
             }

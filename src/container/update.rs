@@ -36,6 +36,7 @@ pub enum Fetch {
 }
 
 /// What to change.
+#[allow(clippy::struct_excessive_bools)] // one wish each
 #[derive(Debug, Clone)]
 pub struct Update {
     /// The container.

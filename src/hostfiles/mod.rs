@@ -17,8 +17,7 @@ mod wanted;
 
 pub use compare::{Comparison, Record, compare};
 pub use payload::{Payload, State};
-pub use rules::Rules;
+pub use rules::{Rules, follow_merged};
 pub use wanted::{HostFile, Kind, Owner, Request, Wanted, wanted};
 
-/// Where an image has its host files.
-pub const DIRECTORY: &str = "exports/hostfs";
+pub use crate::image::HOST_FILES as DIRECTORY;

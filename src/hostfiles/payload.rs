@@ -1,17 +1,19 @@
 //! One file on its way to the host, and what is on the disk.
 
 use std::fs::File;
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use camino::Utf8Path;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags};
 use serde::{Deserialize, Serialize};
 
+use super::rules::follow_merged;
 use super::wanted::Kind;
 use crate::error::{Context as _, Result};
 use crate::image::digest::Hashing;
+use crate::safefs::Parent;
 use crate::selinux::Labels;
 
 /// What a staged host file is made of.
@@ -35,8 +37,8 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Write it as `at`, which must not exist; `rootfs` is that of the deployment. `labels`: where it gets
-    /// that of its target.
+    /// Write it as `at`, which must not exist; `rootfs` is that of the deployment. `labels`: those of
+    /// the host and the target, by which it may be a link or not.
     pub fn write(
         &self,
         rootfs: &Utf8Path,
@@ -44,10 +46,28 @@ impl Payload {
         labels: Option<(&Labels, &Utf8Path)>,
     ) -> Result<()> {
         let failed = || format!("cannot write {}", at.display());
-        match &self.kind {
-            Kind::Dir => std::fs::create_dir(at).context(failed)?,
-            Kind::Link(target) => std::os::unix::fs::symlink(target, at).context(failed)?,
-            Kind::Text(text) => crate::safefs::write_new_file(at, text.as_bytes(), 0o600)?,
+        let file = match &self.kind {
+            Kind::Dir => {
+                std::fs::create_dir(at).context(failed)?;
+                crate::safefs::open_dir(at).context(failed)?
+            }
+            Kind::Link(target) => {
+                std::os::unix::fs::symlink(target, at).context(failed)?;
+                let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+                return rustix::fs::chownat(
+                    CWD,
+                    at,
+                    Some(uid),
+                    Some(gid),
+                    AtFlags::SYMLINK_NOFOLLOW,
+                )
+                .context(failed);
+            }
+            Kind::Text(text) => {
+                let mut file = new_file(at).context(failed)?;
+                file.write_all(text.as_bytes()).context(failed)?;
+                file
+            }
             Kind::File => {
                 // The deployment is an image's: its links must not lead out of it.
                 let root = rustix::fs::open(rootfs.as_str(), OFlags::PATH, Mode::empty())
@@ -64,22 +84,17 @@ impl Payload {
                 if self.may_link && self.link(&source, rootfs, at, labels) {
                     return Ok(());
                 }
-                let mut target = File::create_new(at).context(failed)?;
-                std::io::copy(&mut source, &mut target).context(failed)?;
+                let mut file = new_file(at).context(failed)?;
+                std::io::copy(&mut source, &mut file).context(failed)?;
+                file
             }
-        }
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        rustix::fs::chownat(CWD, at, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .context(failed)?;
-        if let Some((labels, target)) = labels {
-            labels.give(at, target)?;
-        }
-        if matches!(self.kind, Kind::Link(_)) {
-            return Ok(());
-        }
-        rustix::fs::chmod(at, Mode::from_raw_mode(self.mode)).context(failed)?;
+        };
+        // By the open file: others may write to its directory.
+        std::os::unix::fs::fchown(&file, Some(self.uid), Some(self.gid)).context(failed)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(self.mode);
+        file.set_permissions(mode).context(failed)?;
         for (name, value) in &self.xattrs {
-            rustix::fs::lsetxattr(at, name, value, XattrFlags::empty()).context(failed)?;
+            rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty()).context(failed)?;
         }
         Ok(())
     }
@@ -100,6 +115,11 @@ impl Payload {
             labels.is_none_or(|(labels, target)| labels.agrees(path.as_std_path(), target));
         same && agrees && std::fs::hard_link(rootfs.join(&self.source), at).is_ok()
     }
+}
+
+fn new_file(at: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600).open(at)
 }
 
 /// What is at a path of the host.
@@ -125,26 +145,33 @@ impl State {
         }
     }
 
-    /// Look.
+    /// Look. Where a directory on the way has become a link, what is behind it is not meant.
     pub fn of(path: &Utf8Path) -> Result<Self> {
+        if path.file_name().is_none() {
+            return Ok(Self::There("0".into()));
+        }
         let failed = || format!("cannot read {path}");
-        let found = match std::fs::symlink_metadata(path) {
-            Ok(found) => found,
+        let path = follow_merged(path);
+        let parent = match Parent::open(path.as_std_path(), false) {
+            Ok(Some(parent)) => parent,
             // Also where a directory above gave way to a file.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                return Ok(Self::Missing);
-            }
+            Ok(None) => return Ok(Self::Missing),
+            Err(error) if error.kind() == crate::error::Kind::Invalid => return Ok(Self::Odd),
+            Err(error) => return Err(error),
+        };
+        let path = parent.path();
+        let found = match std::fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::Missing),
             Err(error) => return Err(error).context(failed),
         };
         Ok(if found.is_dir() {
             Self::There("0".into())
         } else if found.is_symlink() {
-            let target = std::fs::read_link(path).context(failed)?;
+            let target = std::fs::read_link(&path).context(failed)?;
             Self::There(format!("link:{}", target.to_string_lossy()))
         } else if found.is_file() {
-            let mut file = Hashing::new(File::open(path).context(failed)?);
+            let mut file = Hashing::new(File::open(&path).context(failed)?);
             std::io::copy(&mut file, &mut std::io::sink()).context(failed)?;
             Self::There(file.finish().0.hex())
         } else {

@@ -131,7 +131,7 @@ fn check_plain(target: &str) -> Result<()> {
 }
 
 /// The same path with a link at the root, as a merged `/usr` has them, resolved.
-fn follow_merged(path: &Utf8Path) -> Utf8PathBuf {
+pub fn follow_merged(path: &Utf8Path) -> Utf8PathBuf {
     for top in MERGED {
         let Ok(rest) = path.strip_prefix(top) else {
             continue;

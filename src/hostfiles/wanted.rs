@@ -146,7 +146,7 @@ fn read(
         Node::File => (Kind::File, Digest::of(&content()?).hex()),
         Node::Other => fail!(
             ErrorKind::Invalid,
-            "the image wants to write {target}, which is a device or a socket"
+            "the image wants to write {target}, which is a device, a socket or a name that is not UTF-8"
         ),
     };
     let may_link = request.use_links && target.starts_with("/usr") && kind == Kind::File;

@@ -5,6 +5,7 @@
 mod atomic;
 mod files;
 mod lock;
+mod parent;
 mod root;
 
 pub use atomic::{
@@ -13,10 +14,20 @@ pub use atomic::{
 };
 pub use files::{FileStat, Files, Node, Walked};
 pub use lock::{Lock, Mode};
+pub use parent::Parent;
 pub use root::Root;
 
+use std::fs::File;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
+
+/// Open the directory `path`, which must not be a link.
+pub fn open_dir(path: &Path) -> std::io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
 
 /// Make the kernel send SIGTERM to the child when this process dies, so that no skopeo, runc or
 /// rpm outlives a killed command.

@@ -12,15 +12,13 @@ use selinux::label::{Labeler, back_end};
 use selinux::{FileAccessMode, KernelSupport};
 
 use crate::error::{Context as _, Result};
+use crate::image::HOST_FILES;
 
 /// The attribute that holds a label.
 pub const ATTRIBUTE: &str = "security.selinux";
 
 /// The option of a labeler that names its file. Source: `selinux/label.h`.
 const OPTION_PATH: c_int = 3;
-
-/// Files below this directory of an image get the label of where they will be on the host.
-const HOST_FILES: &str = "exports/hostfs/";
 
 /// Looks labels up in the host's file contexts.
 pub struct Labels {
@@ -58,7 +56,11 @@ impl Labels {
     /// the policy has none.
     pub fn look_up(&self, path: &str, mode: u32) -> Option<Vec<u8>> {
         let path = path.trim_start_matches('/');
-        let path = path.strip_prefix(HOST_FILES).unwrap_or(path);
+        // Files for the host get the label of where they will be on it.
+        let on_host = path
+            .strip_prefix(HOST_FILES)
+            .filter(|rest| rest.starts_with('/'));
+        let path = on_host.map_or(path, |rest| &rest[1..]);
         let path = CString::new(format!("/{path}")).ok()?;
         let mode = FileAccessMode::new(mode)?;
         let context = self

@@ -134,7 +134,17 @@ impl Import<'_> {
         let (tree, meta) = tree::merge(&self.store.repo, layers)?;
         let commit = Commit {
             subject: &format!("tree of {manifest}"),
-            metadata: vec![("atomic-rs.format", "1".to_variant())],
+            metadata: vec![
+                ("atomic-rs.format", "1".to_variant()),
+                (
+                    tree::LEFT_OUT,
+                    layers
+                        .iter()
+                        .flat_map(|layer| layer.left_out.clone())
+                        .collect::<Vec<String>>()
+                        .to_variant(),
+                ),
+            ],
             tree,
             meta,
             timestamp: now(),

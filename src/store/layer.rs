@@ -15,7 +15,7 @@ use ostree::Repo;
 use super::layer_tree::{Builder, Built};
 use super::objects::{Checksum, Commit, Sealed};
 use super::tar::TarStream;
-use super::tree::LayerRoot;
+use super::tree::{self, LayerRoot};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
@@ -107,6 +107,7 @@ pub fn import(
                 "atomic-rs.skipped",
                 unpacked.built.skipped.to_string().to_variant(),
             ),
+            (tree::LEFT_OUT, unpacked.built.left_out.to_variant()),
         ],
         tree: unpacked.built.tree,
         meta: unpacked.built.meta,
@@ -119,6 +120,7 @@ pub fn import(
             tree: unpacked.built.tree,
             meta: unpacked.built.meta,
             implied: unpacked.built.implied.iter().cloned().collect(),
+            left_out: unpacked.built.left_out.clone(),
         },
         side: unpacked.side,
         superseded: unpacked.built.superseded,

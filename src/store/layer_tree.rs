@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
+use std::path::Path;
 
 use gio::prelude::*;
 use glib::Variant;
@@ -15,7 +16,11 @@ use super::objects::{
 use super::tar::{Content, Entry, EntryKind, TarStream};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::image::HOST_FILES;
 use crate::selinux::{self, Labels};
+
+/// So many of those that cannot be stored are named; one is reason enough to refuse the image.
+const MAX_LEFT_OUT: usize = 100;
 
 /// The file type bits of a directory.
 const DIRECTORY: u32 = 0o040_000;
@@ -97,6 +102,7 @@ pub struct Builder<'a> {
     skipped: u64,
     /// Hard links to these are left out as well.
     skipped_paths: HashSet<Vec<u8>>,
+    left_out: Vec<String>,
     names_cost: usize,
     logical: u64,
     max_bytes: u64,
@@ -114,6 +120,8 @@ pub struct Built {
     pub implied: Vec<String>,
     /// Entries that were left out.
     pub skipped: u64,
+    /// Those of them that were for the host.
+    pub left_out: Vec<String>,
     /// Files of the archive that a later entry of it took the place of.
     pub superseded: Vec<Checksum>,
 }
@@ -128,6 +136,7 @@ impl<'a> Builder<'a> {
             root: Dir::default(),
             skipped: 0,
             skipped_paths: HashSet::new(),
+            left_out: Vec::new(),
             names_cost: 0,
             logical: 0,
             max_bytes,
@@ -152,6 +161,7 @@ impl<'a> Builder<'a> {
             meta,
             implied,
             skipped: self.skipped,
+            left_out: self.left_out,
             superseded: self.superseded,
         })
     }
@@ -269,6 +279,10 @@ impl<'a> Builder<'a> {
     fn skip(&mut self, entry: &Entry, why: &str) {
         tracing::debug!(path = %String::from_utf8_lossy(&entry.path), why, "left out");
         self.skipped += 1;
+        let path = String::from_utf8_lossy(normal(&entry.path));
+        if Path::new(path.as_ref()).starts_with(HOST_FILES) && self.left_out.len() < MAX_LEFT_OUT {
+            self.left_out.push(path.into_owned());
+        }
         self.skipped_paths.insert(normal(&entry.path).to_vec());
     }
 

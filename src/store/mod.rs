@@ -133,7 +133,7 @@ impl Store {
             repo,
             path,
             max_layer_bytes: config.max_layer_bytes,
-            file_contexts: config.file_contexts.clone(),
+            file_contexts: config.selinux_file_contexts.clone(),
             is_system: config.is_system,
             _lock: lock,
         })

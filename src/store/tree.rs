@@ -43,22 +43,32 @@ pub struct LayerRoot {
     pub meta: Checksum,
     /// Directories its archive implied without declaring them.
     pub implied: HashSet<String>,
+    /// Entries for the host that could not be stored: devices, names that are not UTF-8.
+    pub left_out: Vec<String>,
+}
+
+/// Where a commit has [`LayerRoot::left_out`].
+pub const LEFT_OUT: &str = "atomic-rs.left-out";
+
+/// A list of strings in a commit's metadata.
+fn strings(repo: &Repo, commit: &str, key: &str) -> Result<Vec<String>> {
+    Ok(commit_metadata(repo, commit)?
+        .lookup_value(key, None)
+        .and_then(|value| value.get::<Vec<String>>())
+        .unwrap_or_default())
 }
 
 impl LayerRoot {
     /// The root of a layer that is in the store.
     pub fn of_commit(repo: &Repo, commit: &str) -> Result<Self> {
         let (tree, meta) = commit_root(repo, commit)?;
-        let implied = commit_metadata(repo, commit)?
-            .lookup_value("atomic-rs.implied", None)
-            .and_then(|value| value.get::<Vec<String>>())
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
         Ok(Self {
             tree,
             meta,
-            implied,
+            implied: strings(repo, commit, "atomic-rs.implied")?
+                .into_iter()
+                .collect(),
+            left_out: strings(repo, commit, LEFT_OUT)?,
         })
     }
 }
@@ -198,6 +208,7 @@ fn write(repo: &Repo, dir: Merged) -> Result<(Checksum, Checksum)> {
 pub struct ImageTree {
     repo: Repo,
     root: (Checksum, Checksum),
+    left_out: Vec<String>,
 }
 
 const LINK: gio::FileType = gio::FileType::SymbolicLink;
@@ -222,6 +233,7 @@ impl ImageTree {
         Ok(Self {
             repo: repo.clone(),
             root: commit_root(repo, commit)?,
+            left_out: strings(repo, commit, LEFT_OUT)?,
         })
     }
 
@@ -390,6 +402,20 @@ impl Files for ImageTree {
         }
         let mut out = Vec::new();
         self.walk_below(&at.0, "", &mut out)?;
+        // They are said to be there, so that nobody thinks that they are not.
+        let top = path.trim_matches('/');
+        for left in &self.left_out {
+            if let Some(rest) = left.strip_prefix(top) {
+                out.push(Walked {
+                    path: rest.trim_start_matches('/').to_owned(),
+                    node: Node::Other,
+                    mode: 0,
+                    uid: 0,
+                    gid: 0,
+                    xattrs: Vec::new(),
+                });
+            }
+        }
         Ok(out)
     }
 

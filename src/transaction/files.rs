@@ -7,10 +7,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::host::Host;
 use super::plan::Plan;
+use super::spot::Spot;
 use super::step::{DeployFile, Shipment};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
-use crate::hostfiles::Owner;
 use crate::hostfiles::package::Manager;
 use crate::safefs;
 use crate::store::Store;
@@ -42,36 +42,17 @@ pub(super) fn deploy(
     Ok(())
 }
 
-/// Make a directory with this mode, owner and group; one that is there stays as it is. True if it was
-/// made.
-pub(super) fn make_directory(path: &Utf8Path, (mode, uid, gid): Owner) -> Result<bool> {
-    let failed = || format!("cannot create {path}");
-    match std::fs::create_dir(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(error) => return Err(error).context(failed),
-    }
-    std::os::unix::fs::chown(path, Some(uid), Some(gid)).context(failed)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-    std::fs::set_permissions(path, mode).context(failed)?;
-    Ok(true)
-}
-
 /// Bring the container's package from one version to another, or to none. Files that somebody changed
 /// wait beside themselves while the package manager is at work.
 pub(super) fn change_package(
+    host: &Host<'_>,
     paths: &Paths,
     plan: &Plan,
-    from: Option<&Shipment>,
-    to: Option<&Shipment>,
+    (from, to): (Option<&Shipment>, Option<&Shipment>),
     keep: &[Utf8PathBuf],
 ) -> Result<()> {
-    let waiting = |target: &Utf8Path| beside(target, &plan.id, "kept");
     for target in keep {
-        // Who waits already was set aside by one who was killed.
-        if exists(target) && !exists_std(&waiting(target)) {
-            safefs::rename(target.as_std_path(), &waiting(target))?;
-        }
+        Spot::open(host, paths, target, &plan.id)?.keep()?;
     }
     for shipment in [from, to].into_iter().flatten() {
         let file = paths.slot(shipment.slot).join(&shipment.file);
@@ -89,12 +70,7 @@ pub(super) fn change_package(
         Manager::new(new.format)?.install(&new.name, &new.version, &file)?;
     }
     for target in keep {
-        if exists_std(&waiting(target)) {
-            if let Some(parent) = target.parent() {
-                std::fs::create_dir_all(parent).context(|| format!("cannot create {parent}"))?;
-            }
-            safefs::rename(&waiting(target), target.as_std_path())?;
-        }
+        Spot::open(host, paths, target, &plan.id)?.release()?;
     }
     // What the commit point promises must be on disk before it is; package managers do not see to that
     // for every file.
@@ -117,15 +93,6 @@ pub(super) fn point(paths: &Paths, slot: Option<Slot>) -> Result<()> {
             None => Ok(()),
         }
     }
-}
-
-/// `DIR/.atomic-rs-ID-NAME-new`: beside the file and with none of the suffixes by which systemd,
-/// udev or sudo pick files up.
-pub(super) fn beside(target: &Utf8Path, id: &str, what: &str) -> std::path::PathBuf {
-    let name = target.file_name().unwrap_or_default();
-    target
-        .with_file_name(format!(".atomic-rs-{id}-{name}-{what}"))
-        .into()
 }
 
 pub(super) fn exists(path: &Utf8Path) -> bool {

@@ -63,7 +63,7 @@ impl<'c> Host<'c> {
         if self.labels.get().is_none() {
             let _ = self
                 .labels
-                .set(Labels::open(self.config.file_contexts.as_deref())?);
+                .set(Labels::open(self.config.selinux_file_contexts.as_deref())?);
         }
         Ok(self.labels.get().and_then(Option::as_ref))
     }

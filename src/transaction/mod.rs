@@ -9,6 +9,7 @@ mod files;
 mod host;
 mod plan;
 mod show;
+mod spot;
 mod step;
 
 pub use engine::{Applied, Report, apply, recover};

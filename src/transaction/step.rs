@@ -3,16 +3,16 @@
 //! Every step finds out from the disk what is already done, so that doing it twice is doing it
 //! once, and undoing what was not done is nothing.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::files::{
-    beside, change_package, deploy, exists, exists_std, make_directory, point, rename,
-};
+use super::files::{change_package, deploy, exists, point, rename};
 use super::host::Host;
 use super::plan::Plan;
+use super::spot::Spot;
 use crate::deployment::owners::{self, OwnerLayer};
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
@@ -249,6 +249,7 @@ impl Step {
     /// Do it, or what is left of it.
     pub fn apply(&self, host: &Host<'_>, paths: &Paths, plan: &Plan) -> Result<()> {
         let id = plan.id.as_str();
+        let spot = |target: &Utf8Path| Spot::open(host, paths, target, id);
         match self {
             Self::Deploy {
                 slot,
@@ -287,21 +288,14 @@ impl Step {
                 content,
                 mode,
             } => {
-                let staged = beside(target, id, "new");
                 if let Some(parent) = target.parent() {
                     std::fs::create_dir_all(parent)
                         .context(|| format!("cannot create {parent}"))?;
                 }
-                safefs::remove_if_exists(&staged)?;
-                safefs::write_new_file(&staged, content.as_bytes(), *mode)?;
-                host.label(&staged, target)
+                let write = |at: &Path| safefs::write_new_file(at, content.as_bytes(), *mode);
+                spot(target)?.stage(write)
             }
-            Self::MakeDirectory { path, owner } => {
-                if make_directory(path, *owner)? {
-                    host.label(path.as_std_path(), path)?;
-                }
-                Ok(())
-            }
+            Self::MakeDirectory { path, owner } => spot(path)?.make_directory(*owner),
             Self::StageHostFile {
                 slot,
                 target,
@@ -313,10 +307,8 @@ impl Step {
                 } else {
                     paths.slot(*slot)
                 };
-                let staged = beside(target, id, "new");
-                safefs::remove_tree(&staged)?;
                 let labels = host.labels()?.map(|labels| (labels, target.as_path()));
-                payload.write(&deployment.join("rootfs"), &staged, labels)
+                spot(target)?.stage(|at| payload.write(&deployment.join("rootfs"), at, labels))
             }
             Self::FetchPackages { format, wants } => PackageManager::new(*format)?.fetch(wants),
             Self::StagePackage { shipment, built } => {
@@ -331,7 +323,7 @@ impl Step {
                 PackageManager::new(shipment.format)?.check(&shipment.name, &file, true)
             }
             Self::ChangePackage { from, to, keep } => {
-                change_package(paths, plan, from.as_ref(), to.as_ref(), keep)
+                change_package(host, paths, plan, (from.as_ref(), to.as_ref()), keep)
             }
             Self::StopUnit { unit } => host.with_manager(|manager| manager.stop(unit)),
             Self::RemoveVolatile { lines } => {
@@ -369,27 +361,8 @@ impl Step {
                 }
                 Ok(())
             }
-            Self::PlaceFile { target, replaces } => {
-                let (staged, aside) = (beside(target, id, "new"), beside(target, id, "old"));
-                if !exists_std(&staged) {
-                    return Ok(());
-                }
-                if *replaces && !exists_std(&aside) {
-                    safefs::link_or_copy(target.as_std_path(), &aside)?;
-                }
-                if *replaces {
-                    safefs::rename(&staged, target.as_std_path())
-                } else {
-                    // What appeared there since the plan was made is somebody's.
-                    safefs::rename_new(&staged, target.as_std_path())
-                }
-            }
-            Self::RemoveFile { target } => {
-                if exists(target) {
-                    safefs::rename(target.as_std_path(), &beside(target, id, "old"))?;
-                }
-                Ok(())
-            }
+            Self::PlaceFile { target, replaces } => spot(target)?.place(*replaces),
+            Self::RemoveFile { target } => spot(target)?.set_aside(),
             Self::Switch { to, .. } => point(paths, *to),
             Self::Reload => host.with_manager(Manager::reload),
             Self::Enable { unit } => host.with_manager(|manager| manager.enable(unit)),
@@ -449,16 +422,14 @@ impl Step {
             Self::DropDeployment { slot } => {
                 safefs::remove_tree(paths.aside(*slot, id).as_std_path())
             }
-            Self::DropFile { target } => safefs::remove_if_exists(&beside(target, id, "old")),
+            Self::DropFile { target } => spot(target)?.drop_aside(),
             Self::RemoveTree { path } => match safefs::remove_tree(path.as_std_path()) {
                 Err(_) if !host.config().is_system => Mapping::of_user().remove_tree(path),
                 removed => removed,
             },
             Self::RemoveEmptyDir { path } => {
                 // Not empty means that it is still somebody's.
-                if let Err(error) = std::fs::remove_dir(path) {
-                    tracing::debug!(%path, %error, "left");
-                }
+                spot(path)?.remove_empty();
                 Ok(())
             }
         }
@@ -467,23 +438,22 @@ impl Step {
     /// Undo it, or what was done of it.
     pub fn undo(&self, host: &Host<'_>, paths: &Paths, plan: &Plan) -> Result<()> {
         let id = plan.id.as_str();
+        let spot = |target: &Utf8Path| Spot::open(host, paths, target, id);
         match self {
             Self::Deploy { slot, .. } => safefs::remove_tree(paths.staged(*slot, id).as_std_path()),
             Self::SetRef { name, from, .. } => {
                 Store::open(host.config())?.set_ref(name, from.as_deref())
             }
             Self::StageFile { target, .. } | Self::StageHostFile { target, .. } => {
-                safefs::remove_if_exists(&beside(target, id, "new"))
+                spot(target)?.drop_staged()
             }
             Self::MakeDirectory { path, .. } => {
                 // Not empty means that somebody else uses it by now.
-                if let Err(error) = std::fs::remove_dir(path) {
-                    tracing::debug!(%path, %error, "left");
-                }
+                spot(path)?.remove_empty();
                 Ok(())
             }
             Self::ChangePackage { from, to, keep } => {
-                change_package(paths, plan, to.as_ref(), from.as_ref(), keep)
+                change_package(host, paths, plan, (to.as_ref(), from.as_ref()), keep)
             }
             Self::Disable { unit } if plan.was_enabled => {
                 host.with_manager(|manager| manager.enable(unit))
@@ -510,27 +480,8 @@ impl Step {
                 }
                 Ok(())
             }
-            Self::PlaceFile { target, replaces } => {
-                let (staged, aside) = (beside(target, id, "new"), beside(target, id, "old"));
-                if *replaces && exists_std(&staged) {
-                    // Not replaced yet; renaming two names of one file would leave both.
-                    safefs::remove_if_exists(&aside)?;
-                } else if *replaces {
-                    if exists_std(&aside) {
-                        safefs::rename(&aside, target.as_std_path())?;
-                    }
-                } else if !exists_std(&staged) {
-                    safefs::remove_if_exists(target.as_std_path())?;
-                }
-                Ok(())
-            }
-            Self::RemoveFile { target } => {
-                let aside = beside(target, id, "old");
-                if exists_std(&aside) {
-                    safefs::rename(&aside, target.as_std_path())?;
-                }
-                Ok(())
-            }
+            Self::PlaceFile { target, replaces } => spot(target)?.unplace(*replaces),
+            Self::RemoveFile { target } => spot(target)?.put_back(),
             Self::Switch { from, .. } => point(paths, *from),
             Self::EnableTmpfiles => host.with_manager(|manager| manager.disable(TMPFILES_SETUP)),
             Self::Enable { unit } if !plan.was_enabled => {
