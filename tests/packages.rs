@@ -855,3 +855,90 @@ fn an_images_own_rpm_is_used_if_it_does_what_an_image_may_do() {
         "vendor-tool"
     );
 }
+
+#[test]
+fn a_container_that_the_original_installed_as_rpm_is_taken_over() {
+    let registry = Registry::start();
+    let host = rpm_host(|_| {});
+    let first = files(1).push(&registry, "app").id().to_owned();
+    host.atomic_ok(&format!("install --name app {}", registry.name("app")));
+    // The original knew the file of its package, and nothing of what is in it.
+    let info = "/var/lib/containers/atomic/app.0/info";
+    let mut known: serde_json::Value = serde_json::from_str(&host.read(info)).unwrap();
+    for ours in [
+        "package",
+        "package-mode",
+        "options",
+        "user-values",
+        "platform",
+    ] {
+        known.as_object_mut().unwrap().remove(ours);
+    }
+    known["installed-files"] = json!([]);
+    known["installed-files-checksum"] = json!({});
+    std::fs::write(host.path(info), known.to_string()).unwrap();
+    host.sh(&format!("echo mine > {APP}/hello"));
+    let second = files(2).push(&registry, "app").id().to_owned();
+    let diff =
+        host.atomic_ok(&format!("pull {}", registry.name("app"))) + &host.atomic_ok("diff app");
+    assert!(
+        diff.contains(&format!("host: added {APP}/only-2"))
+            && diff.contains(&format!("host: removed {APP}/only-1"))
+            && diff.contains("package: atomic-container-app 1-1."),
+        "{diff}"
+    );
+    let update = host.atomic("update app");
+    assert_eq!(update.code(), 0, "{}", update.err());
+    assert!(
+        update.err().contains(&format!("{APP}/hello was modified")),
+        "{}",
+        update.err()
+    );
+    assert_eq!(host.ok(RPM.version), format!("1-1.{second}"));
+    assert_eq!(host.read(&format!("{APP}/version")), "2\n");
+    assert_eq!(host.read(&format!("{APP}/hello")), "mine\n");
+    assert!(!host.exists(&format!("{APP}/only-1")));
+    host.atomic_ok("rollback app");
+    assert_eq!(host.ok(RPM.version), format!("1-1.{first}"));
+    assert_eq!(host.read(&format!("{APP}/version")), "1\n");
+    host.atomic_ok("uninstall app");
+    assert!(!host.run(RPM.version).status.success());
+    assert_eq!(host.sh(&format!("ls {APP}")).out(), "hello\n");
+}
+
+#[test]
+fn an_rpm_is_signed_with_a_key_of_gpgs() {
+    let registry = Registry::start();
+    let host = rpm_host(|_| {});
+    quiet(json!({})).push(&registry, "app");
+    host.sh("gpg --batch --quiet --passphrase '' --quick-generate-key packer@example.com rsa2048 sign never");
+    host.sh("gpg --armor --export packer@example.com > /root/key.asc; rpm --import /root/key.asc");
+    let reference = registry.name("app");
+    let built = host.sh(&format!(
+        "cd /root && atomic-rs install --system-package=build --sign-by=packer@example.com --name app {reference}"
+    ));
+    assert!(built.status.success(), "{}", built.err());
+    let checked = host.ok("rpm -Kv /root/atomic-container-app.rpm");
+    assert!(
+        checked.contains("Signature") && !checked.contains("NOKEY") && !checked.contains("BAD"),
+        "{checked}"
+    );
+    // What is installed here may have to be signed as well.
+    host.sh("echo '%_pkgverify_level signature' >> /etc/rpm/macros");
+    let refused = host.atomic(&format!("install --name app {reference}"));
+    assert!(
+        refused.code() == 1 && refused.err().contains("signature"),
+        "{}",
+        refused.err()
+    );
+    host.sh("echo 'package_signer = \"packer@example.com\"' >> /etc/atomic-rs.toml");
+    host.atomic_ok(&format!("install --name app {reference}"));
+    let unknown = host.sh(&format!(
+        "cd /root && atomic-rs install --system-package=build --sign-by=nobody@example.com --name app {reference}"
+    ));
+    assert!(
+        unknown.code() == 1 && unknown.err().contains("nobody@example.com"),
+        "{}",
+        unknown.err()
+    );
+}

@@ -4,12 +4,13 @@ use serde_json::json;
 
 use super::Call;
 use crate::container::run::installed;
-use crate::container::{effects, image_of};
+use crate::container::{HostDiff, effects, host_diff, image_of};
 use crate::error::{Kind, Result};
 use crate::fail;
 use crate::store::Store;
 use crate::store::diff::{Change, Difference};
 use crate::store::images::StoredImage;
+use crate::transaction::Host;
 
 /// Show which files differ between two images or containers
 #[derive(Debug, clap::Args)]
@@ -51,6 +52,17 @@ impl Diff {
         };
         let config =
             effects::compare_images(&store.image_config(&first)?, &store.image_config(&second)?);
+        // Only what runs here means something for this host.
+        let container = installed(call.config, &self.first)?.filter(|_| self.second.is_none());
+        drop(store);
+        let on_host = match container {
+            Some(name) if !self.metadata => host_diff(&Host::new(call.config), &name)
+                .unwrap_or_else(|error| {
+                    call.out.note(format!("an update would fail: {error}"));
+                    HostDiff::default()
+                }),
+            _ => HostDiff::default(),
+        };
         if self.json {
             let mark = |image: &StoredImage| json!({"name": image.name, "id": image.id()});
             call.out.json(&json!({
@@ -58,6 +70,7 @@ impl Diff {
                 "from": mark(&first),
                 "to": mark(&second),
                 "files": files,
+                "host": on_host,
                 "config": config,
             }))?;
             return Ok(ExitCode::SUCCESS);
@@ -69,7 +82,17 @@ impl Diff {
                 line(difference)
             })?;
         }
+        for file in &on_host.files {
+            call.out.line(if self.names_only {
+                format!("host:{}", file.path)
+            } else {
+                format!("host: {} {}", file.change, file.path)
+            })?;
+        }
         if !self.names_only {
+            if let Some(to) = on_host.package.and_then(|package| package.to) {
+                call.out.line(format!("package: {to}"))?;
+            }
             for line in config.lines() {
                 call.out.line(line)?;
             }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Call;
 use super::args::{ChangeArgs, SourceArgs};
-use crate::container::{Outcome, template_variables};
+use crate::container::{Outcome, exported_files, template_variables};
 use crate::error::{Kind, Result};
 use crate::fail;
 use crate::image::{Reference, Transport, short_id};
@@ -97,6 +97,7 @@ impl ImageInfo {
         let (store, image) = find(call, &self.image)?;
         let config = store.image_config(&image)?;
         let variables = template_variables(&store, &image)?;
+        let host_files = exported_files(&store, &image)?;
         let from = image.source.as_deref().unwrap_or(&image.name);
         // A policy that cannot be read is no reason to hide the rest.
         let trust = Policy::load(call.config)
@@ -109,6 +110,7 @@ impl ImageInfo {
                 "name": image.name,
                 "id": image.id(),
                 "labels": config.config.labels,
+                "host_files": host_files,
                 "policy": trust.map(|trust| json!({
                     "type": trust.kind, "transport": trust.transport,
                     "scope": trust.scope, "keys": trust.keys,
@@ -150,6 +152,12 @@ impl ImageInfo {
                     None => "{DEF_VALUE}",
                 };
                 call.out.line(format!("{}: {value}", variable.name))?;
+            }
+        }
+        if !host_files.is_empty() {
+            call.out.line("\nFiles for the host:")?;
+            for path in &host_files {
+                call.out.line(path)?;
             }
         }
         if let Some(trust) = trust {

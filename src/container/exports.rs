@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::HOST_FILES;
 use crate::safefs::Files;
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};
@@ -118,6 +119,22 @@ pub struct TemplateVariable {
     pub set_by_host: bool,
 }
 
+/// What an image brings for the host, by path, before anything is renamed; empty directories included.
+pub fn exported_files(store: &Store, image: &StoredImage) -> Result<Vec<String>> {
+    let tree = ImageTree::open(store.repo(), &store.image_tree(image)?)?;
+    let walked = tree.walk(HOST_FILES)?;
+    let filled: BTreeSet<&str> = walked
+        .iter()
+        .filter_map(|entry| entry.path.rsplit_once('/'))
+        .map(|(above, _)| above)
+        .collect();
+    Ok(walked
+        .iter()
+        .filter(|entry| !filled.contains(entry.path.as_str()))
+        .map(|entry| format!("/{}", entry.path))
+        .collect())
+}
+
 /// The variables that an image's templates use, and where their values come from.
 pub fn template_variables(store: &Store, image: &StoredImage) -> Result<Vec<TemplateVariable>> {
     let tree = ImageTree::open(store.repo(), &store.image_tree(image)?)?;
@@ -131,6 +148,12 @@ pub fn template_variables(store: &Store, image: &StoredImage) -> Result<Vec<Temp
     }
     for target in exports.manifest.rename_files.values() {
         names.extend(template::dollar::variables(target));
+    }
+    for target in &exports.manifest.installed_files_template {
+        // Renamed ones are found when they are installed.
+        if let Some(text) = tree.read(&format!("{HOST_FILES}{target}"), MAX_BYTES)? {
+            names.extend(template::dollar::variables(&String::from_utf8_lossy(&text)));
+        }
     }
     Ok(names
         .into_iter()

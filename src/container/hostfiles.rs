@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
 
+use super::change::Outcome;
+use super::effects::{FileChange, PackageChange};
 use super::packages::{self, Making, PackageWish, Packaging, Source};
-use super::update::current_image;
+use super::update::{Fetch, Update, current_image, update};
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
@@ -15,9 +18,10 @@ use crate::hostfiles::{
     Comparison, Kind as FileKind, Record, Request, Rules, State, Wanted, compare, wanted,
 };
 use crate::image::ImageConfig;
+use crate::pull::Silent;
 use crate::safefs::{Files, Root};
 use crate::store::{ImageTree, Store};
-use crate::transaction::{Plan, Step};
+use crate::transaction::{Host, Plan, Step};
 
 /// What a change means for a container's files on the host, and for the package they may come in.
 #[derive(Debug, Clone, Default)]
@@ -61,8 +65,10 @@ pub fn plan(
     }
     let options = info.options.clone().unwrap_or_default();
     let rules = Rules::new(config, &options.allow_host_paths);
-    let nothing = Record::new();
-    let record = before.map_or(&nothing, |(info, _)| &info.installed_files_checksum);
+    let record = match before {
+        Some((info, slot)) => packages::record(wish.name, info, slot)?,
+        None => Record::new(),
+    };
     let source = match wish.package {
         Package::New(said, _) => {
             let last = before.and_then(|(info, _)| info.rpm_installed.as_deref());
@@ -86,7 +92,7 @@ pub fn plan(
         )?,
     };
     check_owners(config, wish.name, &wanted)?;
-    let compared = compare(&wanted, record)?;
+    let compared = compare(&wanted, &record)?;
     info.installed_files = compared.record.keys().cloned().collect();
     info.installed_files_checksum.clone_from(&compared.record);
     let package = match wish.package {
@@ -156,11 +162,19 @@ pub fn removal(
     name: &ContainerName,
     before: Option<(&Info, Slot)>,
 ) -> Result<HostChange> {
-    let Some((info, _)) = before.filter(|_| config.is_system) else {
+    let Some((info, slot)) = before.filter(|_| config.is_system) else {
         return Ok(HostChange::default());
     };
-    let compared = compare(&Wanted::default(), &info.installed_files_checksum)?;
-    let package = packages::removal(name, &compared, before);
+    // What cannot be asked cannot be removed either, and must not keep the container.
+    let (record, known) = match packages::record(name, info, slot) {
+        Ok(record) => (record, before),
+        Err(error) => {
+            tracing::warn!(%error, "the package stays");
+            (info.installed_files_checksum.clone(), None)
+        }
+    };
+    let compared = compare(&Wanted::default(), &record)?;
+    let package = packages::removal(name, &compared, known);
     Ok(HostChange { compared, package })
 }
 
@@ -307,6 +321,35 @@ fn owners(config: &Config) -> Result<BTreeMap<String, ContainerName>> {
         }
     }
     Ok(all)
+}
+
+/// What an update would change on the host beside the container itself.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct HostDiff {
+    /// Units, tmpfiles.d files and the image's files.
+    pub files: Vec<FileChange>,
+    /// The package they come in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageChange>,
+}
+
+/// What an update of `name` to what the store has would change on the host.
+///
+/// # Errors
+/// What would make the update fail.
+pub fn host_diff(host: &Host<'_>, name: &ContainerName) -> Result<HostDiff> {
+    let request = Update {
+        fetch: Fetch::Never,
+        dry: true,
+        ..Update::new(name.clone())
+    };
+    Ok(match update(host, &request, &mut Silent)? {
+        Outcome::Change(change) => HostDiff {
+            files: change.effects.files,
+            package: change.effects.package,
+        },
+        _ => HostDiff::default(),
+    })
 }
 
 /// Which host files are not what was installed.

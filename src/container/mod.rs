@@ -23,7 +23,8 @@ mod window;
 
 pub use build::{Built, build_package};
 pub use change::{Change, Outcome, Preview, Recovered, interrupted, recover_all};
-pub use exports::{TemplateVariable, template_variables};
+pub use exports::{TemplateVariable, exported_files, template_variables};
+pub use hostfiles::{HostDiff, host_diff};
 pub use inspect::{history, image_of};
 pub use install::{Install, install, preview_fetch, remote_rootfs};
 pub use packages::PackageWish;

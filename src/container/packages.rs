@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tempfile::TempPath;
 
 use super::hostfiles::Wish;
-use crate::command::Child;
+use crate::command::{Child, find_program};
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Shipped, Slot};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -16,7 +16,7 @@ use crate::fail;
 use crate::hostfiles::package::{
     self, Contents, Entry, Fields, Format, Manager, Mode, Package, Relation, look_into_rpm,
 };
-use crate::hostfiles::{Comparison, Wanted};
+use crate::hostfiles::{Comparison, Record, State, Wanted};
 use crate::image::{ImageConfig, Platform};
 use crate::safefs::Files;
 use crate::transaction::Shipment;
@@ -42,6 +42,32 @@ fn shipment(name: &ContainerName, info: &Info, slot: Slot) -> Option<Shipment> {
         slot,
         file,
     })
+}
+
+/// What is on record of a deployment's host files. The original kept no record of those that came in a
+/// package: there it is the package manager's.
+pub(super) fn record(name: &ContainerName, info: &Info, slot: Slot) -> Result<Record> {
+    let record = &info.installed_files_checksum;
+    let Some(package) = shipment(name, info, slot) else {
+        return Ok(record.clone());
+    };
+    let manager = Manager::new(package.format)?;
+    if !record.is_empty() {
+        return Ok(record.clone());
+    }
+    if manager.installed(&package.name)?.is_none() {
+        return Ok(Record::new());
+    }
+    let mut found = Record::new();
+    for (path, modified) in manager.files(&package.name)? {
+        if let State::There(checksum) = State::of(&path)?
+            && checksum != "0"
+        {
+            let known = if modified { String::new() } else { checksum };
+            found.insert(path.into(), known);
+        }
+    }
+    Ok(found)
 }
 
 /// What is said about packages.
@@ -346,6 +372,10 @@ pub(super) fn sign(host: &Config, file: &Utf8Path, key: &str) -> Result<()> {
         .args(define("_gpg_name", key));
     if let Some(home) = &host.gnupg_home {
         child = child.args(define("_gpg_path", home.as_str()));
+    }
+    // Not every distribution's rpm knows where it is.
+    if let Some(gpg) = find_program("gpg") {
+        child = child.args(define("__gpg", &gpg.to_string_lossy()));
     }
     child.arg(file).run().map_err(|error| {
         Error::new(

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -152,13 +153,18 @@ fn walk_below(directory: &File, above: &str, out: &mut Vec<Walked>) -> Result<()
             _ => Node::Other,
         };
         let is_dir = node == Node::Dir;
+        let has_xattrs = is_dir || node == Node::File;
         out.push(Walked {
             path: path.clone(),
             node,
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            xattrs: Vec::new(),
+            xattrs: if has_xattrs {
+                xattrs(&fd).context(failed)?
+            } else {
+                Vec::new()
+            },
         });
         if is_dir {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -167,6 +173,30 @@ fn walk_below(directory: &File, above: &str, out: &mut Vec<Walked>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// No list of names and no value is longer. Source: `linux/limits.h`.
+const XATTR_BYTES: usize = 65536;
+
+/// The extended attributes of an open file, as far as others may give them to files of theirs.
+fn xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
+    // A descriptor for the path alone has none.
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut buffer = vec![0; XATTR_BYTES];
+    let names = match rustix::fs::listxattr(&path, buffer.as_mut_slice()) {
+        Ok(length) => buffer[..length].to_vec(),
+        Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let names = names.split(|byte| *byte == 0);
+    names
+        .filter_map(|name| std::str::from_utf8(name).ok())
+        .filter(|name| *name == "security.capability" || name.starts_with("user."))
+        .map(|name| {
+            let length = rustix::fs::getxattr(&path, name, buffer.as_mut_slice())?;
+            Ok((name.to_owned(), buffer[..length].to_vec()))
+        })
+        .collect()
 }
 
 fn nonempty(path: &str) -> &str {
@@ -180,6 +210,22 @@ fn nonempty(path: &str) -> &str {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn attributes_are_walked_with_their_files() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, "x").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        if rustix::fs::setxattr(&file, "user.note", b"said", flags).is_err() {
+            return; // Not every file system has them.
+        }
+        let walked = Root::open(dir.path()).unwrap().walk("").unwrap();
+        assert_eq!(
+            walked[0].xattrs,
+            [("user.note".to_owned(), b"said".to_vec())]
+        );
+    }
 
     #[test]
     fn links_stay_inside_the_root() {

@@ -67,7 +67,7 @@ pub(super) fn change_package(
     }
     if let Some(new) = to {
         let file = paths.slot(new.slot).join(&new.file);
-        Manager::new(new.format)?.install(&new.name, &new.version, &file)?;
+        Manager::new(new.format)?.install(&new.name, &file)?;
     }
     for target in keep {
         Spot::open(host, paths, target, &plan.id)?.release()?;

@@ -229,11 +229,11 @@ impl Manager {
         })
     }
 
-    /// Install the package in `file`, whatever version of it is there; `name` and `version` are its own.
+    /// Install the package `name` in `file`, whatever version of it is there.
     ///
     /// # Errors
     /// What the package manager says.
-    pub fn install(self, name: &str, version: &str, file: &Utf8Path) -> Result<()> {
+    pub fn install(self, name: &str, file: &Utf8Path) -> Result<()> {
         let child = match self.format {
             Format::Rpm => rpm().args(["-U", "--oldpackage", "--replacepkgs"]),
             Format::Deb => dpkg().args(["--force-confold", "--force-confmiss", "-i"]),
@@ -242,7 +242,7 @@ impl Manager {
             format!("the package {name} cannot be installed")
         })?;
         if self.format == Format::Rpm {
-            drop_duplicates(name, version)?;
+            drop_duplicates(name, file)?;
         }
         Ok(())
     }
@@ -301,6 +301,29 @@ impl Manager {
                 Ok(Some(String::from_utf8_lossy(&said).into_owned()))
             }
         }
+    }
+
+    /// The files of an installed package, and of them those that are not as they were installed.
+    pub fn files(self, name: &str) -> Result<Vec<(Utf8PathBuf, bool)>> {
+        let (list, verify) = match self.format {
+            Format::Rpm => (rpm().args(["-ql", name]), rpm().args(["-V", name])),
+            Format::Deb => (
+                dpkg_query().args(["-L", name]),
+                dpkg().args(["--verify", name]),
+            ),
+        };
+        let listed = list.run()?;
+        // It fails where anything differs.
+        let verified = verify.output()?.stdout;
+        let modified: BTreeSet<String> = String::from_utf8_lossy(&verified)
+            .lines()
+            .filter_map(|line| line.find(" /").map(|at| line[at + 1..].to_owned()))
+            .collect();
+        Ok(String::from_utf8_lossy(&listed)
+            .lines()
+            .filter(|line| line.starts_with('/'))
+            .map(|line| (line.into(), modified.contains(line)))
+            .collect())
     }
 
     /// The package that has `path`.
@@ -416,12 +439,19 @@ fn installed_rpms(name: &str) -> Result<Vec<String>> {
 }
 
 /// An rpm that was killed between the new package and the old one leaves both on record.
-fn drop_duplicates(name: &str, wanted: &str) -> Result<()> {
+fn drop_duplicates(name: &str, file: &Utf8Path) -> Result<()> {
     let versions = installed_rpms(name)?;
     if versions.len() < 2 {
         return Ok(());
     }
-    for version in versions.iter().filter(|version| *version != wanted) {
+    let wanted = rpm()
+        .args(["-qp", "--qf", "%{VERSION}-%{RELEASE}"])
+        .arg(file)
+        .run()?;
+    for version in versions
+        .iter()
+        .filter(|version| version.as_bytes() != wanted)
+    {
         rpm()
             .args(["-e", "--justdb", "--nodeps", "--noscripts", "--notriggers"])
             .arg(format!("{name}-{version}"))
