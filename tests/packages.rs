@@ -942,3 +942,37 @@ fn an_rpm_is_signed_with_a_key_of_gpgs() {
         unknown.err()
     );
 }
+
+#[test]
+fn a_container_of_a_package_is_used_like_others_and_left_to_its_package() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let port = free_port();
+    service(port).push(&registry, "web");
+    build(&host, &registry, "deb");
+    host.ok("dpkg -i /root/a/atomic-container-web.deb");
+    let listed = host.atomic_ok("containers list --all --noheading");
+    assert!(listed.contains("web"), "{listed}");
+    host.atomic_ok("run web");
+    wait_for_answer(port, "packaged");
+    assert_eq!(host.atomic_ok("exec web echo inside"), "inside\n");
+    assert!(host.atomic_ok("status web").contains("state: running"));
+    let inspected: serde_json::Value =
+        serde_json::from_str(&host.atomic_ok("inspect web")).unwrap();
+    assert_eq!(inspected["deployments"][0]["path"], CONTAINER);
+    assert_eq!(inspected["deployments"][0]["slot"], json!(null));
+    host.atomic_ok("stop web");
+    assert_eq!(host.atomic_ok("exec web echo stopped"), "stopped\n");
+    for verb in ["update", "rollback", "repair", "uninstall"] {
+        let refused = host.atomic(&format!("{verb} web"));
+        assert!(
+            refused.code() == 1 && refused.err().contains("belongs to a package"),
+            "{verb}: {}",
+            refused.err()
+        );
+    }
+    let again = host.atomic_ok(&format!("install --name web {}", registry.name("web")));
+    assert!(again.contains("web already present"), "{again}");
+    host.ok("dpkg -P atomic-container-web");
+    assert_eq!(host.atomic_ok("containers list --all --noheading"), "");
+}

@@ -2,7 +2,7 @@ use std::process::ExitCode;
 
 use super::Call;
 use crate::container;
-use crate::deployment::{ContainerName, Paths};
+use crate::deployment::{ContainerName, in_use};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::store::Store;
@@ -55,7 +55,7 @@ impl WhichContainer {
 impl Inspect {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         if let Ok(name) = self.name.parse::<ContainerName>()
-            && Paths::new(call.config, &name).current()?.is_some()
+            && in_use(call.config, &name)?.is_some()
         {
             let value = container::inspect::container(call.config, &name)?;
             call.out.json(&value)?;

@@ -7,7 +7,7 @@ use super::Call;
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
 use crate::config::Config;
 use crate::container::{self, Outcome, PackageWish, remote_rootfs, run};
-use crate::deployment::{ContainerName, Paths};
+use crate::deployment::{ContainerName, in_use};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::hostfiles::package::{Format, Mode};
@@ -179,7 +179,7 @@ impl Install {
         };
         // Known without the image, so said before anything is pulled.
         Runtime::find(self.runtime.as_deref().or(call.config.runtime.as_deref()))?;
-        if mode.is_some() && Paths::new(call.config, &name).current()?.is_some() {
+        if mode.is_some() && in_use(call.config, &name)?.is_some() {
             return self
                 .change
                 .nothing(call, &format!("{name} already present"));

@@ -83,7 +83,10 @@ pub fn build_package(config: &Config, request: &Install, dry: bool) -> Result<Bu
     };
     let there = packaged(config);
     let destdir = there.checkouts.join(name.as_str());
-    let runtime = Runtime::find(request.runtime.as_deref().or(config.runtime.as_deref()))?;
+    let runtime = match &request.runtime {
+        Some(path) => Runtime::find(Some(path))?,
+        None => Runtime::find(config.runtime.as_deref())?.by_name(),
+    };
     // The same package on every machine, and after every build.
     let uuid = stable_uuid(&image.id(), name.as_str());
     let rendered = render::render(

@@ -145,7 +145,7 @@ pub(super) fn require(config: &Config, name: &ContainerName) -> Result<Slot> {
             return Error::new(
                 Kind::Exists,
                 format!(
-                    "Cannot update a preinstalled container: {name} belongs to a package, whose manager changes it"
+                    "Cannot update a preinstalled container: {name} belongs to a package, whose manager verifies, updates and removes it"
                 ),
             );
         }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{change, list, update};
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Ledger, Paths, Slot};
+use crate::deployment::{ContainerName, Info, Ledger, Paths, Slot, in_use};
 use crate::error::Result;
 use crate::store::Store;
 use crate::store::images::StoredImage;
@@ -13,16 +13,27 @@ use crate::systemd::Manager;
 /// A container: shape version 1. `--set` values are not shown.
 pub fn container(config: &Config, name: &ContainerName) -> Result<Value> {
     let paths = Paths::new(config, name);
-    let current = change::require(config, name)?;
+    let current = paths.current()?;
+    let in_use = in_use(config, name)?;
+    if in_use.is_none() {
+        change::require(config, name)?;
+    }
     let status = Manager::connect(config.is_system)
         .and_then(|manager| manager.status(&name.unit()))
         .ok();
     let row = list::row(config, name, status.as_ref());
     let mut deployments = Vec::new();
-    let record = Info::read(&paths.slot(current)).map(|info| info.installed_files_checksum);
-    let host_files: Vec<String> = record.unwrap_or_default().into_keys().collect();
-    for slot in [Slot::Zero, Slot::One] {
-        let path = paths.slot(slot);
+    let host_files: Vec<String> = in_use
+        .iter()
+        .filter_map(|path| Info::read(path).ok())
+        .flat_map(|info| info.installed_files_checksum.into_keys())
+        .collect();
+    let slots = [Slot::Zero, Slot::One].map(|slot| (Some(slot), paths.slot(slot)));
+    // What a package brought has no slot.
+    let packaged = in_use
+        .filter(|_| current.is_none())
+        .map(|path| (None, path));
+    for (slot, path) in slots.into_iter().chain(packaged) {
         if !path.exists() {
             continue;
         }

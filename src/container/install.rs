@@ -11,7 +11,7 @@ use super::preview;
 use super::render::{self, Source, Wishes};
 use crate::config::Config;
 use crate::deployment::owners::OwnerLayer;
-use crate::deployment::{self, ContainerName, Paths, Slot};
+use crate::deployment::{self, ContainerName, Paths, Slot, in_use};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::{ImageConfig, Reference};
@@ -64,7 +64,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
     let name = &request.name;
     let lock = change::lock(host, name)?;
     let paths = Paths::new(config, name);
-    if paths.current()?.is_some() {
+    if in_use(config, name)?.is_some() {
         return Ok(Outcome::Nothing(format!("{name} already present")));
     }
     deployment::check_collision(config, name)?;

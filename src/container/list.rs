@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, installed, preinstalled, read_config};
+use crate::deployment::{ContainerName, Info, in_use, installed, preinstalled, read_config};
 use crate::error::Result;
 use crate::systemd::{Manager, UnitStatus};
 
@@ -68,11 +68,7 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
 /// One container.
 pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -> Row {
     let read = || -> Result<(Info, String)> {
-        let paths = Paths::new(config, name);
-        let deployment = match paths.current()? {
-            Some(slot) => paths.slot(slot),
-            None => config.preinstalled.join(name.as_str()),
-        };
+        let deployment = in_use(config, name)?.unwrap_or_default();
         let info = Info::read(&deployment)?;
         let command = command(&deployment);
         Ok((info, command))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Child;
 use crate::config::Config;
-use crate::deployment::{ContainerName, Paths};
+use crate::deployment::{ContainerName, in_use};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::safefs::{self, Lock, Mode};
@@ -256,8 +256,7 @@ fn container_rootfs(config: &Config, source: &str) -> Result<Option<Utf8PathBuf>
     let Some(name) = super::run::installed(config, source)? else {
         return Ok(None);
     };
-    let paths = Paths::new(config, &name);
-    let rootfs = paths.current()?.map(|slot| paths.slot(slot).join("rootfs"));
+    let rootfs = in_use(config, &name)?.map(|deployment| deployment.join("rootfs"));
     // A remote root file system is a link.
     Ok(rootfs.map(|path| path.canonicalize_utf8().unwrap_or(path)))
 }

@@ -20,7 +20,7 @@ use super::install::Prepared;
 use super::render::{self, Wishes};
 use crate::command::Child;
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths};
+use crate::deployment::{ContainerName, Info, Paths, in_use};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::runtime::Runtime;
@@ -76,14 +76,13 @@ pub fn is_once(store: &Store, image: &str) -> Result<bool> {
 pub fn exec(host: &Host<'_>, request: &Exec) -> Result<ExitStatus> {
     let config = host.config();
     let name = &request.name;
-    let slot = Paths::new(config, name).current()?.ok_or_else(|| {
+    let deployment = in_use(config, name)?.ok_or_else(|| {
         Error::new(
             Kind::NotFound,
             format!("The container '{name}' doesn't exist"),
         )
     })?;
     let paths = Paths::new(config, name);
-    let deployment = paths.slot(slot);
     let info = Info::read(&deployment)?;
     let runtime = Runtime::find(Some(info.runtime.as_str()).filter(|path| !path.is_empty()))?;
     let status = host.manager()?.status(&name.unit())?;
@@ -379,17 +378,19 @@ fn clear(path: &Utf8Path, container: &str) -> Result<()> {
     safefs::remove_tree(path.as_std_path())
 }
 
-/// The container `name` if it is installed.
+/// The container `name` if it is there, by us or by a package.
 pub fn installed(config: &Config, name: &str) -> Result<Option<ContainerName>> {
     let Ok(name) = name.parse::<ContainerName>() else {
         return Ok(None);
     };
-    Ok(Paths::new(config, &name).current()?.map(|_| name))
+    Ok(in_use(config, &name)?.map(|_| name))
 }
 
 /// What a container is doing: its row and its unit's state.
 pub fn status(host: &Host<'_>, name: &ContainerName) -> Result<super::list::Row> {
-    change::require(host.config(), name)?;
+    if in_use(host.config(), name)?.is_none() {
+        change::require(host.config(), name)?;
+    }
     let status = host.manager()?.status(&name.unit())?;
     Ok(super::list::row(host.config(), name, Some(&status)))
 }

@@ -276,6 +276,16 @@ pub fn read_config(deployment: &Utf8Path) -> Option<serde_json::Value> {
     serde_json::from_slice(&text).ok()
 }
 
+/// The directory of a container's deployment in use: in a slot, or where a package put it.
+pub fn in_use(config: &Config, name: &ContainerName) -> Result<Option<Utf8PathBuf>> {
+    let paths = Paths::new(config, name);
+    if let Some(slot) = paths.current()? {
+        return Ok(Some(paths.slot(slot)));
+    }
+    let packaged = config.preinstalled.join(name.as_str());
+    Ok((config.is_system && packaged.join("info").is_file()).then_some(packaged))
+}
+
 /// The containers that packages brought, without those of the same name that were installed since.
 pub fn preinstalled(config: &Config) -> Vec<ContainerName> {
     let entries = config.preinstalled.read_dir_utf8().into_iter().flatten();

@@ -64,6 +64,13 @@ impl Runtime {
         Ok(Self { path })
     }
 
+    /// The same by its name alone, for a host where it may be elsewhere.
+    #[must_use]
+    pub fn by_name(&self) -> Self {
+        let name = self.path.file_name().unwrap_or("runc");
+        Self { path: name.into() }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &str {
         self.path.as_str()
