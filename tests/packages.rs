@@ -976,3 +976,55 @@ fn a_container_of_a_package_is_used_like_others_and_left_to_its_package() {
     host.ok("dpkg -P atomic-container-web");
     assert_eq!(host.atomic_ok("containers list --all --noheading"), "");
 }
+
+#[test]
+fn other_package_managers_are_waited_for_while_the_service_still_runs() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let port = free_port();
+    let push = |version: &str| {
+        images::plain(port, version)
+            .layer(Layer::new().file("exports/hostfs/etc/web.conf", 0o644, version))
+            .push(&registry, "web");
+    };
+    push("first");
+    host.atomic_ok(&format!("install --name web {}", registry.name("web")));
+    host.ok("systemctl start web");
+    wait_for_answer(port, "first");
+    push("second");
+    // As apt does, for three seconds.
+    let holder = "import fcntl, time; f = open('/var/lib/dpkg/lock-frontend', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(3)";
+    let mut apt = host
+        .command("/usr/bin/python3")
+        .args(["-c", holder])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(apt.stdout.take().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    let update = host
+        .command("atomic-rs")
+        .args(["update", "web"])
+        .output()
+        .unwrap();
+    apt.wait().unwrap();
+    assert_eq!(update.code(), 0, "{}", update.err());
+    assert!(
+        update.err().contains("waiting for the package manager"),
+        "{}",
+        update.err()
+    );
+    wait_for_answer(port, "second");
+    assert_eq!(host.read("/etc/web.conf"), "second");
+    let history: serde_json::Value =
+        serde_json::from_str(&host.atomic_ok("history web --json")).unwrap();
+    let outage = history["deployments"][1]["outage_ms"].as_u64().unwrap();
+    assert!(outage < 2500, "{outage} ms");
+    println!("outage with a deb: {outage} ms");
+    // The lock is free again.
+    host.ok("dpkg --configure -a");
+}

@@ -247,12 +247,24 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, change: &HostChange) {
     }
 }
 
-/// The steps that prepare a package.
+/// The steps that prepare a package, and the change of packages.
 fn package_stage(plan: &mut Plan, package: &Packaging) {
-    let (Some(to), Some(built)) = (&package.to, &package.built) else {
-        return;
+    let formats = [&package.from, &package.to];
+    let formats = formats.map(|shipment| shipment.as_ref().map(|shipment| shipment.format));
+    // After all that takes the same lock, and before the service is stopped.
+    let lock = |plan: &mut Plan| {
+        if formats.contains(&Some(Format::Deb)) {
+            plan.stage.push(Step::LockPackages {
+                format: Format::Deb,
+            });
+        }
     };
-    let Some(built) = Utf8Path::from_path(built) else {
+    let built = package
+        .built
+        .as_deref()
+        .and_then(|path| Utf8Path::from_path(path));
+    let (Some(to), Some(built)) = (&package.to, built) else {
+        lock(plan);
         return;
     };
     plan.stage.push(Step::StagePackage {
@@ -264,10 +276,11 @@ fn package_stage(plan: &mut Plan, package: &Packaging) {
             format: to.format,
             wants: package.fetch.clone(),
         });
-        plan.stage.push(Step::CheckPackage {
-            shipment: to.clone(),
-        });
     }
+    lock(plan);
+    plan.stage.push(Step::CheckPackage {
+        shipment: to.clone(),
+    });
 }
 
 /// The steps that put plain files into place. `all`: nothing is there, what is wanted as it was neither.
@@ -326,7 +339,7 @@ fn owners(config: &Config) -> Result<BTreeMap<String, ContainerName>> {
 /// What an update would change on the host beside the container itself.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct HostDiff {
-    /// Units, tmpfiles.d files and the image's files.
+    /// The image's files.
     pub files: Vec<FileChange>,
     /// The package they come in.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -344,10 +357,16 @@ pub fn host_diff(host: &Host<'_>, name: &ContainerName) -> Result<HostDiff> {
         ..Update::new(name.clone())
     };
     Ok(match update(host, &request, &mut Silent)? {
-        Outcome::Change(change) => HostDiff {
-            files: change.effects.files,
-            package: change.effects.package,
-        },
+        Outcome::Change(change) => {
+            let paths = Paths::new(host.config(), name);
+            let mut files = change.effects.files;
+            // The unit names the deployment, and so is another one every time.
+            files.retain(|file| file.path != paths.unit() && file.path != paths.tmpfiles());
+            HostDiff {
+                files,
+                package: change.effects.package,
+            }
+        }
         _ => HostDiff::default(),
     })
 }

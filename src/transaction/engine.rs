@@ -42,14 +42,25 @@ pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<Report> {
     let _held = host.config().interrupt.hold();
     let paths = Paths::new(host.config(), &plan.name);
     let mut journal = Journal::new(plan.clone());
-    match forward(host, &paths, &mut journal) {
+    let applied = apply_or_return(host, &paths, &mut journal, plan);
+    host.packages().replace(None);
+    applied
+}
+
+fn apply_or_return(
+    host: &Host<'_>,
+    paths: &Paths,
+    journal: &mut Journal,
+    plan: &Plan,
+) -> Result<Report> {
+    match forward(host, paths, journal) {
         Ok(report) => Ok(report),
         Err(error) => {
-            let failure = Failure::new(error, &journal, host.config().is_system);
-            if past_return(&journal) {
+            let failure = Failure::new(error, journal, host.config().is_system);
+            if past_return(journal) {
                 return Err(failure.error);
             }
-            match back(host, &paths, &mut journal, Some(&failure)) {
+            match back(host, paths, journal, Some(&failure)) {
                 Ok(()) => Err(failure.told(plan)),
                 Err(second) => Err(Error::new(
                     failure.error.kind(),

@@ -54,6 +54,7 @@ pub(super) fn change_package(
     for target in keep {
         Spot::open(host, paths, target, &plan.id)?.keep()?;
     }
+    let lock = host.packages().borrow();
     for shipment in [from, to].into_iter().flatten() {
         let file = paths.slot(shipment.slot).join(&shipment.file);
         if exists(&file) {
@@ -63,11 +64,11 @@ pub(super) fn change_package(
     if let Some(old) =
         from.filter(|old| to.is_none_or(|new| (&new.name, new.format) != (&old.name, old.format)))
     {
-        Manager::new(old.format)?.remove(&old.name)?;
+        Manager::new(old.format)?.remove(&old.name, lock.as_ref())?;
     }
     if let Some(new) = to {
         let file = paths.slot(new.slot).join(&new.file);
-        Manager::new(new.format)?.install(&new.name, &file)?;
+        Manager::new(new.format)?.install(&new.name, &file, lock.as_ref())?;
     }
     for target in keep {
         Spot::open(host, paths, target, &plan.id)?.release()?;

@@ -1,6 +1,6 @@
 //! The host that plans are applied to.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::path::Path;
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use camino::Utf8Path;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::hostfiles::package::FrontendLock;
 use crate::selinux::Labels;
 use crate::systemd::Manager;
 
@@ -16,6 +17,7 @@ pub struct Host<'c> {
     config: &'c Config,
     manager: OnceCell<Manager>,
     labels: OnceCell<Option<Labels>>,
+    packages: RefCell<Option<FrontendLock>>,
     offline: bool,
     started: Cell<Option<Instant>>,
     serving: Cell<Option<Instant>>,
@@ -28,6 +30,7 @@ impl<'c> Host<'c> {
             config,
             manager: OnceCell::new(),
             labels: OnceCell::new(),
+            packages: RefCell::new(None),
             offline: false,
             started: Cell::new(None),
             serving: Cell::new(None),
@@ -66,6 +69,11 @@ impl<'c> Host<'c> {
                 .set(Labels::open(self.config.selinux_file_contexts.as_deref())?);
         }
         Ok(self.labels.get().and_then(Option::as_ref))
+    }
+
+    /// The lock on the host's packages, while we hold it.
+    pub(super) fn packages(&self) -> &RefCell<Option<FrontendLock>> {
+        &self.packages
     }
 
     /// Give a file that waits at `at` the label it will need at `target`.

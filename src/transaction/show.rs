@@ -41,6 +41,7 @@ impl fmt::Display for Step {
                     shipment.name, shipment.version
                 )
             }
+            Self::LockPackages { .. } => write!(f, "wait for other changes of packages"),
             Self::CheckPackage { shipment } => {
                 write!(
                     f,

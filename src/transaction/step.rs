@@ -125,6 +125,11 @@ pub enum Step {
         /// Where it is now.
         built: Utf8PathBuf,
     },
+    /// Wait for whoever changes packages, and keep others from it until the change is over.
+    LockPackages {
+        /// Their format.
+        format: Format,
+    },
     /// See that the host's package manager will take a package.
     CheckPackage {
         /// The package.
@@ -317,6 +322,13 @@ impl Step {
                 std::fs::copy(built, &target)
                     .map(|_| ())
                     .context(|| format!("cannot copy {built} to {target}"))
+            }
+            Self::LockPackages { format } => {
+                if host.packages().borrow().is_none() {
+                    let lock = PackageManager::new(*format)?.lock()?;
+                    host.packages().replace(lock);
+                }
+                Ok(())
             }
             Self::CheckPackage { shipment } => {
                 let file = paths.staged(shipment.slot, id).join(&shipment.file);

@@ -1,16 +1,19 @@
 //! The host's package manager. Its own programs do what is done to the host; what they say is passed on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::super::payload::Payload;
 use super::super::wanted::{HostFile, Kind as FileKind, Wanted};
 use super::{Comparator, Format, Relation, deb};
 use crate::command::{Child, Finished, find_program};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 
 /// How long another user of dpkg's database is waited for.
@@ -18,6 +21,9 @@ const PATIENCE: Duration = Duration::from_mins(10);
 const POLL: Duration = Duration::from_millis(200);
 /// Silence before a wait is mentioned.
 const PATIENT_SILENCE: Duration = Duration::from_secs(1);
+
+/// What frontends of dpkg take before they call it. Source: dpkg(1), `DPKG_FRONTEND_LOCKED`.
+const DPKG_LOCK: &str = "/var/lib/dpkg/lock-frontend";
 
 /// How much of what a failed program printed is passed on.
 const LINES: usize = 12;
@@ -113,6 +119,39 @@ impl Manager {
         self.run(child.arg(file), || {
             format!("the package {name} cannot be installed")
         })
+    }
+
+    /// Keep other package managers from beginning anything while the returned lock lives, and wait for those
+    /// that have: so the wait is over before a service is stopped. rpm has no such lock for those who call
+    /// it.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] if it takes too long.
+    pub fn lock(self) -> Result<Option<FrontendLock>> {
+        if self.format != Format::Deb {
+            return Ok(None);
+        }
+        let failed = || format!("cannot lock {DPKG_LOCK}");
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(DPKG_LOCK)
+            .context(failed)?;
+        let mut patience = Patience::new();
+        loop {
+            // The kind of lock that dpkg and apt take.
+            match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(FrontendLock { _file: file })),
+                Err(Errno::AGAIN | Errno::ACCESS) if patience.has_more() => patience.wait(),
+                Err(Errno::AGAIN | Errno::ACCESS) => fail!(
+                    Kind::Failed,
+                    "the package manager is in use, and was for {} minutes",
+                    PATIENCE.as_secs() / 60
+                ),
+                Err(error) => return Err(error).context(failed),
+            }
+        }
     }
 
     /// What of `wants` is not on the host.
@@ -233,10 +272,11 @@ impl Manager {
     ///
     /// # Errors
     /// What the package manager says.
-    pub fn install(self, name: &str, file: &Utf8Path) -> Result<()> {
+    /// `lock`: ours, if we hold it.
+    pub fn install(self, name: &str, file: &Utf8Path, lock: Option<&FrontendLock>) -> Result<()> {
         let child = match self.format {
             Format::Rpm => rpm().args(["-U", "--oldpackage", "--replacepkgs"]),
-            Format::Deb => dpkg().args(["--force-confold", "--force-confmiss", "-i"]),
+            Format::Deb => dpkg_under(lock).args(["--force-confold", "--force-confmiss", "-i"]),
         };
         self.run(child.arg(file), || {
             format!("the package {name} cannot be installed")
@@ -269,7 +309,8 @@ impl Manager {
     }
 
     /// Remove the package `name`, its configuration included; one that is not there is no error.
-    pub fn remove(self, name: &str) -> Result<()> {
+    /// `lock`: ours, if we hold it.
+    pub fn remove(self, name: &str, lock: Option<&FrontendLock>) -> Result<()> {
         let child = match self.format {
             Format::Rpm => {
                 if installed_rpms(name)?.is_empty() {
@@ -281,7 +322,7 @@ impl Manager {
                 if matches!(dpkg_state(name)?.as_deref(), None | Some("not-installed")) {
                     return Ok(());
                 }
-                dpkg().args(["--force-remove-reinstreq", "-P"])
+                dpkg_under(lock).args(["--force-remove-reinstreq", "-P"])
             }
         };
         self.run(child.arg(name), || {
@@ -401,27 +442,60 @@ fn dpkg() -> Child {
     surviving("dpkg").env("DEBIAN_FRONTEND", "noninteractive")
 }
 
+fn dpkg_under(lock: Option<&FrontendLock>) -> Child {
+    match lock {
+        Some(_) => dpkg().env("DPKG_FRONTEND_LOCKED", "true"),
+        None => dpkg(),
+    }
+}
+
 fn dpkg_query() -> Child {
     surviving("dpkg-query")
 }
 
-/// dpkg does not wait for whoever is at work.
-fn patiently(mut child: Child) -> Result<Finished> {
-    let begun = Instant::now();
-    let mut said = false;
-    loop {
-        let finished = child.try_output()?;
-        if finished.status.success()
-            || !finished.stderr.contains(LOCKED)
-            || begun.elapsed() > PATIENCE
-        {
-            return Ok(finished);
+/// Nobody else begins to change packages while this lives.
+#[derive(Debug)]
+pub struct FrontendLock {
+    _file: File,
+}
+
+/// A wait for somebody else, which is said when it takes long.
+struct Patience {
+    begun: Instant,
+    said: bool,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            said: false,
         }
-        if !said && begun.elapsed() > PATIENT_SILENCE {
+    }
+
+    fn has_more(&self) -> bool {
+        self.begun.elapsed() < PATIENCE
+    }
+
+    fn wait(&mut self) {
+        if !self.said && self.begun.elapsed() > PATIENT_SILENCE {
             tracing::warn!("waiting for the package manager, which somebody else uses");
-            said = true;
+            self.said = true;
         }
         std::thread::sleep(POLL);
+    }
+}
+
+/// dpkg does not wait for whoever is at work.
+fn patiently(mut child: Child) -> Result<Finished> {
+    let mut patience = Patience::new();
+    loop {
+        let finished = child.try_output()?;
+        let locked = !finished.status.success() && finished.stderr.contains(LOCKED);
+        if !locked || !patience.has_more() {
+            return Ok(finished);
+        }
+        patience.wait();
     }
 }
 

@@ -28,7 +28,7 @@ use crate::runtime::capabilities;
 use crate::safefs::{Files, Node, Walked};
 
 pub use fields::{Fields, name, package_date, package_of_program};
-pub use manager::{Contents, Manager, look_into_rpm};
+pub use manager::{Contents, FrontendLock, Manager, look_into_rpm};
 
 /// The formats of packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
