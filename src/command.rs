@@ -28,6 +28,7 @@ pub struct Child {
     command: Command,
     line: String,
     input: Vec<u8>,
+    survives: bool,
 }
 
 /// What a finished child left.
@@ -52,6 +53,7 @@ impl Child {
             command,
             line: program.to_string_lossy().into_owned(),
             input: Vec::new(),
+            survives: false,
         }
     }
 
@@ -65,6 +67,7 @@ impl Child {
             command,
             line: program.to_string_lossy().into_owned(),
             input: Vec::new(),
+            survives: true,
         }
     }
 
@@ -117,12 +120,44 @@ impl Child {
     pub fn try_output(&mut self) -> Result<Finished> {
         tracing::debug!(command = %self.line, "run");
         let input = self.command_input()?;
-        let output = self.command.stdin(input).output();
+        self.command.stdin(input);
+        if self.survives {
+            return self.output_to_files();
+        }
+        let output = self.command.output();
         let output = output.map_err(|error| self.cannot_run(&error))?;
         Ok(Finished {
             status: output.status,
             stdout: output.stdout,
             stderr: tail(&output.stderr),
+        })
+    }
+
+    /// The same without a pipe, which would end it when its reader is gone.
+    fn output_to_files(&mut self) -> Result<Finished> {
+        let failed = |line: &str| format!("cannot run \"{line}\"");
+        let mut said = Vec::new();
+        let (mut stdout, mut stderr) = tempfile::tempfile()
+            .and_then(|stdout| Ok((stdout, tempfile::tempfile()?)))
+            .context(|| failed(&self.line))?;
+        let sinks = stdout
+            .try_clone()
+            .and_then(|out| Ok((out, stderr.try_clone()?)))
+            .context(|| failed(&self.line))?;
+        let status = self.command.stdout(sinks.0).stderr(sinks.1).status();
+        let status = status.map_err(|error| self.cannot_run(&error))?;
+        for file in [&mut stdout, &mut stderr] {
+            let mut text = Vec::new();
+            file.rewind()
+                .and_then(|()| file.read_to_end(&mut text))
+                .context(|| failed(&self.line))?;
+            said.push(text);
+        }
+        let stderr = tail(&said.pop().unwrap_or_default());
+        Ok(Finished {
+            status,
+            stdout: said.pop().unwrap_or_default(),
+            stderr,
         })
     }
 

@@ -246,6 +246,11 @@ fn a_built_deb_runs_its_container_where_this_program_is_not() {
         "statically-linked-binary",
         "wrong-file-owner-uid-or-gid",
     ];
+    assert!(
+        lint.out().contains("atomic-container-web"),
+        "{}",
+        lint.err()
+    );
     let lint = lint.out();
     for error in lint.lines().filter(|line| line.starts_with("E:")) {
         assert!(explained.iter().any(|tag| error.contains(tag)), "{error}");
@@ -617,6 +622,22 @@ fn what_a_package_needs_is_fetched_by_the_hosts_resolver() {
         host.atomic_ok(&format!("install --name needy {reference}"));
         host.ok(there);
         assert_eq!(host.read("/usr/local/share/quiet/file"), "quiet");
+        // What is there is not fetched again.
+        host.sh("rm -rf /etc/yum.repos.d /etc/apt/sources.list.d");
+        quiet(json!({"atomic.requires": "helper >= 1.2"}))
+            .layer(Layer::new().file("exports/hostfs/usr/local/share/quiet/more", 0o644, "more"))
+            .push(&registry, "needy");
+        let plan = host.atomic(&format!("pull {reference}"));
+        assert_eq!(plan.code(), 0, "{}", plan.err());
+        let plan = host.atomic("update needy --no-pull --dry-run");
+        assert!(
+            plan.code() == 3 && !plan.out().contains("fetched"),
+            "{}{}",
+            plan.out(),
+            plan.err()
+        );
+        host.atomic_ok("update needy --no-pull");
+        quiet(json!({"atomic.requires": "helper >= 1.2"})).push(&registry, "needy");
         // What was fetched for it is the host's from now on.
         host.atomic_ok("uninstall needy");
         host.ok(there);
@@ -624,27 +645,28 @@ fn what_a_package_needs_is_fetched_by_the_hosts_resolver() {
     }
 }
 
-/// Kill an update at some moment, the package manager with it or not; whatever is recovered is wholly old
-/// or wholly new, in the files and in the package manager's books.
+/// Files on each side of [`survives_kills`].
+const MANY: usize = 400;
+
+/// Kill changes of a container, the package manager with them or not; whatever is recovered is wholly old or
+/// wholly new, in the files and in the package manager's books.
 fn survives_kills(host: &Host, registry: &Registry, asked: &Asked, programs: &str) {
     let reference = registry.name("many");
-    let push = |version: u32| {
-        let mut layer = Layer::new().file(
-            "exports/manifest.json",
-            0o644,
-            json!({"version": "1.0", "noContainerService": true}).to_string(),
-        );
-        for number in 0..150 {
+    let push = |version: usize| {
+        let manifest = json!({"version": "1.0", "noContainerService": true}).to_string();
+        let mut layer = Layer::new().file("exports/manifest.json", 0o644, manifest);
+        for number in 0..MANY {
+            let content = format!("v{version}");
             layer = layer
                 .file(
-                    &format!("exports/hostfs/srv/many/v{version}/{number}"),
+                    &format!("exports/hostfs/srv/many/{content}/{number}"),
                     0o644,
-                    format!("v{version}"),
+                    &content,
                 )
                 .file(
                     &format!("exports/hostfs/srv/same/{number}"),
                     0o644,
-                    format!("v{version}"),
+                    &content,
                 );
         }
         Image::new()
@@ -655,70 +677,124 @@ fn survives_kills(host: &Host, registry: &Registry, asked: &Asked, programs: &st
             .id()
             .to_owned()
     };
-    let mut ids = vec![push(0)];
-    host.atomic_ok(&format!("install --name many {reference}"));
-    let version = asked.version.replace("-app", "-many");
-    let mut new = 0;
-    for round in 1..=12_u32 {
-        ids.push(push(round));
+    // What a package manager has begun and not finished.
+    let unpacking = || {
+        ["/srv/same", "/srv/many"].iter().any(|dir| {
+            std::fs::read_dir(host.path(dir)).is_ok_and(|entries| {
+                entries.flatten().any(|entry| {
+                    let name = entry.file_name();
+                    let name = name.to_string_lossy();
+                    name.contains(';') || name.ends_with(".dpkg-new")
+                })
+            })
+        })
+    };
+    let mut hits = 0;
+    let mut kill = |words: &str, when: u64, everybody: bool| {
         let mut child = host
             .command("atomic-rs")
-            .args(["update", "many"])
+            .args(words.split(' '))
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // The package manager is at work for some of them.
-        let program = programs.split('|').next().unwrap();
-        let script = format!(
-            "for i in $(seq 400); do pgrep -x {program} >/dev/null && break; sleep 0.005; done; sleep {}",
-            f64::from(round * round) * 0.006
-        );
-        host.sh(&script);
-        let victims = if round % 2 == 0 {
-            "atomic-rs".to_owned()
+        let mut hit = false;
+        if when == 0 {
+            while !hit && child.try_wait().unwrap().is_none() {
+                hit = unpacking();
+            }
         } else {
+            std::thread::sleep(std::time::Duration::from_millis(when));
+        }
+        let victims = if everybody {
             format!("atomic-rs|{programs}")
+        } else {
+            "atomic-rs".to_owned()
         };
         host.sh(&format!("pkill -KILL -x '{victims}'"));
         let _ = child.wait();
+        hits += usize::from(hit && everybody);
         let recovered = host.atomic("recover");
         assert_eq!(recovered.code(), 0, "{}", recovered.err());
+        let litter = host
+            .sh("find /srv /etc /var/tmp -name '.atomic-rs*' -o -name '*;????????' -o -name '*.dpkg-*' -o -name 'atomic-rs-spool-*' | grep -v spool-$$")
+            .out();
+        // A killed command's own files go with the next one that makes any.
+        let litter: Vec<&str> = litter
+            .lines()
+            .filter(|line| !line.contains("spool"))
+            .collect();
+        assert!(litter.is_empty(), "after a kill of {words}: {litter:?}");
+    };
+    let version = asked.version.replace("-app", "-many");
+    let gone = |what: &str| {
+        let left = host
+            .sh("find /srv/many /srv/same /etc/many.conf 2>/dev/null")
+            .out();
+        assert_eq!(left, "", "{what}");
+        assert!(!host.run(&version).status.success(), "{what}");
+        assert_eq!(
+            host.atomic_ok("containers list --all --noheading"),
+            "",
+            "{what}"
+        );
+    };
+    let mut ids = vec![push(0)];
+    let install = format!("install --name many {reference}");
+    host.atomic_ok(&format!("pull {reference}"));
+    for everybody in [true, false] {
+        kill(&install, 0, everybody);
+        gone("a first installation");
+    }
+    host.atomic_ok(&install);
+    let mut new = 0;
+    let whole = |ids: &[String], what: &str| -> usize {
         let found = host
             .sh("cat /srv/same/* /etc/many.conf | grep -o 'v[0-9]*' | sort -u; ls /srv/many")
             .out();
         let words: Vec<&str> = found.split_whitespace().collect();
         assert!(
             words.len() == 2 && words[0] == words[1],
-            "after kill {round}: {words:?}"
+            "{what}: {words:?}"
         );
         let number: usize = words[0][1..].parse().unwrap();
-        new += u32::from(number == round as usize);
         let on_record = host.ok(&version);
-        assert!(
-            on_record.ends_with(&ids[number]),
-            "after kill {round}: {on_record}"
-        );
+        assert!(on_record.ends_with(&ids[number]), "{what}: {on_record}");
         let count = host
             .sh("ls /srv/same | wc -l; ls /srv/many/* | wc -l")
             .out();
-        assert_eq!(count, "150\n150\n", "after kill {round}");
-        let litter = host
-            .sh("find /srv /etc -name '.atomic-rs*' -o -name '*;*' -o -name '*.dpkg-*'")
-            .out();
-        assert_eq!(litter, "", "after kill {round}");
-        assert_eq!(host.atomic_ok("verify many"), "", "{round}");
+        assert_eq!(count, format!("{MANY}\n{MANY}\n"), "{what}");
+        assert_eq!(host.atomic_ok("verify many"), "", "{what}");
         assert_eq!(
             host.sh(&asked.verify.replace("-app", "-many")).out(),
             "",
-            "{round}"
+            "{what}"
         );
+        number
+    };
+    for round in 1..=9_usize {
+        ids.push(push(round));
+        let when = [0, 0, 250, 450, 700, 0, 0, 900, 1200][round - 1];
+        kill("update many", when, round % 3 != 0);
+        new += usize::from(whole(&ids, &format!("update {round}")) == round);
     }
-    println!("{new} of 12 killed updates went forward");
+    kill("rollback many", 0, true);
+    whole(&ids, "rollback");
+    for when in [150, 300] {
+        kill("uninstall many", when, true);
+        if host.atomic_ok("containers list --all --quiet").is_empty() {
+            gone("an uninstallation");
+            host.atomic_ok(&install);
+        } else {
+            whole(&ids, "an uninstallation");
+        }
+    }
+    println!("{hits} kills of a package manager at work; {new} of 9 killed updates went forward");
+    assert!(hits >= 4, "{hits}");
     host.atomic_ok("uninstall many");
-    assert!(
-        !host.exists("/srv/many") && !host.exists("/srv/same") && !host.exists("/etc/many.conf")
-    );
+    gone("the end");
+    let left = host.sh("ls -d /var/tmp/atomic-rs-* 2>/dev/null").out();
+    assert!(left.lines().count() <= 1, "{left}");
 }
 
 #[test]
@@ -825,7 +901,7 @@ fn an_images_own_rpm_is_used_if_it_does_what_an_image_may_do() {
     let refused = host.atomic(&format!("install --name app {}", registry.name("script")));
     assert!(
         refused.code() == 1
-            && refused.err().contains("%post")
+            && refused.err().contains("postinstall")
             && refused.err().contains("--allow-package-scripts"),
         "{}",
         refused.err()
@@ -837,6 +913,55 @@ fn an_images_own_rpm_is_used_if_it_does_what_an_image_may_do() {
     ));
     assert!(host.exists("/srv/was-run"));
     host.atomic_ok("uninstall app");
+
+    // What an image's package must not do, said or not.
+    let hostile = |name: &str, more: &str, rest: &str| {
+        rpm(&format!(
+            "Name: {name}\nVersion: 1\nRelease: 1\nSummary: x\nLicense: MIT\nBuildArch: noarch\n{more}%description\nx\n{rest}"
+        ))
+    };
+    host.ok("mkdir -m 0700 /srv/closed");
+    for (number, (package, said)) in [
+        (hostile("no-body", "", "%post -p \"/usr/bin/touch /srv/was-run-2\"\n%files\n"), "scripts"),
+        (hostile("obsoletes", "Obsoletes: base\n", "%files\n"), "replaces the package base"),
+        (
+            hostile("opens", "", "%install\nmkdir -p %{buildroot}/srv/closed\n%files\n%dir %attr(0777,root,root) /srv/closed\n"),
+            "/srv/closed",
+        ),
+        (
+            hostile("below", "", "%install\nmkdir -p %{buildroot}/root/.ssh\n%files\n%dir %attr(0777,root,root) /root/.ssh\n"),
+            "/root/.ssh",
+        ),
+        (hostile("needs", "Requires: nowhere(x) >= 2\n", "%files\n"), "nowhere"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("hostile{number}");
+        own(&name, &package);
+        let refused = host.atomic(&format!("install --name app {}", registry.name(&name)));
+        assert!(refused.code() == 1 && refused.err().contains(said), "{said}: {}", refused.err());
+    }
+    assert!(!host.exists("/srv/was-run-2"));
+    assert_eq!(host.ok("stat -c %a /srv/closed"), "700\n");
+    host.ok("rpm -q base");
+    for (number, label) in [
+        "--eval=%(touch /srv/was-run-3)",
+        "https://evil.example/x.rpm",
+        "-c",
+        "user(x)",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("label{number}");
+        for field in ["requires", "provides", "conflicts"] {
+            quiet(json!({format!("atomic.{field}"): label})).push(&registry, &name);
+            let refused = host.atomic(&format!("install --name app {}", registry.name(&name)));
+            assert!(refused.code() == 1, "{label}: {}", refused.err());
+        }
+    }
+    assert!(!host.exists("/srv/was-run-3"));
 
     // Building makes no other.
     let built = host.sh(&format!(

@@ -17,9 +17,7 @@ use super::run::Bundle;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::hostfiles::package::{
-    self, Entry, Fields, Format, Package, look_into_rpm, package_of_program,
-};
+use crate::hostfiles::package::{self, Entry, Fields, Format, Package, package_of_program};
 use crate::hostfiles::{Request, Rules, Wanted, wanted};
 use crate::image::{Digest, Platform};
 use crate::runtime::Runtime;
@@ -38,6 +36,8 @@ pub struct Built {
     pub version: String,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// It holds what not everybody may read.
+    secret: bool,
     bundle: Option<Bundle>,
 }
 
@@ -48,11 +48,17 @@ impl Built {
             return Ok(());
         };
         let failed = || format!("cannot write {target}");
-        let new = target.with_file_name(format!(".{}.new", self.file));
-        std::fs::copy(bundle.path.join(&self.file), &new).context(failed)?;
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(&new, readable).context(failed)?;
-        std::fs::rename(&new, target).context(failed)
+        let directory = target.parent().unwrap_or(Utf8Path::new("."));
+        let mut source = std::fs::File::open(bundle.path.join(&self.file)).context(failed)?;
+        let mut new = tempfile::NamedTempFile::new_in(directory).context(failed)?;
+        std::io::copy(&mut source, &mut new).context(failed)?;
+        let mode = if self.secret { 0o600 } else { 0o644 };
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        new.as_file().set_permissions(mode).context(failed)?;
+        new.persist(target)
+            .map_err(|error| error.error)
+            .context(failed)?;
+        Ok(())
     }
 }
 
@@ -142,19 +148,31 @@ pub fn build_package(config: &Config, request: &Install, dry: bool) -> Result<Bu
         name: package.name.clone(),
         version: package.version(format),
         notes: rendered.notes.clone(),
+        secret: false,
         bundle: None,
     };
-    if dry {
+    let own = packages::own(prepared.files(), format)?;
+    if dry && own.is_none() {
         return Ok(built);
     }
     let bundle = Bundle::new(config)?;
     let target = bundle.path.join(&built.file);
-    if let Some(own) = packages::own(prepared.files(), format)? {
-        std::fs::write(&target, own).context(|| format!("cannot write {target}"))?;
-        let contents = look_into_rpm(&target)?;
+    if let Some(own) = own {
+        let contents = packages::write_own(&own, &target)?;
         (built.name, built.version) = (contents.name, contents.version);
         built.bundle = Some(bundle);
         return Ok(built);
+    }
+    if date == 0 {
+        built.notes.push(
+            "the image does not say when it was built, so later packages are not newer by their version: set SOURCE_DATE_EPOCH".into(),
+        );
+    }
+    if !request.values.is_empty() {
+        built.secret = true;
+        built.notes.push(
+            "the package holds the --set values, and so is for its owner alone to read".into(),
+        );
     }
     store.check_out(&commit, &bundle.path)?;
     let tree = ImageTree::open(store.repo(), &commit)?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use tempfile::TempPath;
 
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
@@ -18,6 +17,7 @@ use crate::transaction::{
 use super::effects::Effects;
 use super::hostfiles;
 use super::render::Rendered;
+use super::spool::Spool;
 
 /// A computed change, not applied yet. It holds the container's lock, so that what was computed
 /// stays true.
@@ -29,7 +29,7 @@ pub struct Change {
     /// What a person should know.
     pub notes: Vec<String>,
     /// The file of its new package, until that is part of the deployment.
-    pub(super) _package: Option<Arc<TempPath>>,
+    pub(super) _package: Option<Arc<Spool>>,
     pub(super) _lock: Lock,
 }
 
@@ -225,6 +225,16 @@ pub(super) fn check_return(paths: &Paths, from: Slot) -> Result<()> {
     if read_config(&current).is_none() {
         return Err(missing(&format!(
             "{current}/config.json is missing or broken"
+        )));
+    }
+    let package = Info::read(&current)
+        .ok()
+        .and_then(|info| info.rpm_installed);
+    if let Some(file) = package
+        && !current.join(&file).is_file()
+    {
+        return Err(missing(&format!(
+            "its package {current}/{file} is not there"
         )));
     }
     if !paths.unit().is_file() {

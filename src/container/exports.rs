@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::image::HOST_FILES;
+use crate::hostfiles::DIRECTORY as HOST_FILES;
 use crate::safefs::Files;
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};

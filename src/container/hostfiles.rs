@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Slot, installed};
 use crate::error::{Kind, Result};
 use crate::fail;
-use crate::hostfiles::package::Format;
+use crate::hostfiles::package::{Format, Manager};
 use crate::hostfiles::{
     Comparison, Kind as FileKind, Record, Request, Rules, State, Wanted, compare, wanted,
 };
@@ -70,14 +70,15 @@ pub fn plan(
         None => Record::new(),
     };
     let source = match wish.package {
-        Package::New(said, _) => {
+        Package::New(said, image) => {
             let last = before.and_then(|(info, _)| info.rpm_installed.as_deref());
-            Source::choose(config, said, last.and_then(Format::of_file), wish.files)?
+            let last = last.and_then(Format::of_file);
+            Source::choose(config, said, last, (image, wish.files))?
         }
         Package::Ready => Source::of_deployment(config, wish, info)?,
     };
     let wanted = match &source {
-        Source::Own(_, _, contents) => {
+        Source::Own(_, _, contents) | Source::OwnReady(contents) => {
             packages::check_own(contents, &rules, options.allow_package_scripts)?
         }
         Source::Plain | Source::Ours(_) => wanted(
@@ -92,11 +93,20 @@ pub fn plan(
         )?,
     };
     check_owners(config, wish.name, &wanted)?;
-    let compared = compare(&wanted, &record)?;
+    let mut compared = compare(&wanted, &record)?;
+    if matches!(wish.package, Package::Ready) && !matches!(source, Source::Plain) {
+        // They are in the package all the same: what is there is on record as changed.
+        for file in &wanted.files {
+            if compared.foreign.contains(&file.target) {
+                let target = file.target.to_string();
+                compared.record.insert(target, file.checksum.clone());
+            }
+        }
+    }
     info.installed_files = compared.record.keys().cloned().collect();
     info.installed_files_checksum.clone_from(&compared.record);
     let package = match wish.package {
-        Package::Ready => packages::ready(wish.name, (info, wish.slot), &compared, before),
+        Package::Ready => packages::ready(config, wish.name, (info, wish.slot), &compared, before)?,
         Package::New(_, image) => {
             let making = Making {
                 name: wish.name,
@@ -155,19 +165,33 @@ pub fn files_of(config: &Config, info: &Info, deployment: &Utf8Path) -> Result<B
     )?))
 }
 
-/// Decide what becomes of the host files when their container goes. `before` is the deployment in use,
-/// where it can be read.
+/// Decide what becomes of the host files when their container goes. `before` is the deployment in use;
+/// its `info` may be unreadable.
 pub fn removal(
     config: &Config,
     name: &ContainerName,
-    before: Option<(&Info, Slot)>,
+    before: (Option<&Info>, Slot),
 ) -> Result<HostChange> {
-    let Some((info, slot)) = before.filter(|_| config.is_system) else {
+    if !config.is_system {
         return Ok(HostChange::default());
+    }
+    let (info, slot) = match before {
+        (Some(info), slot) => (info, slot),
+        (None, slot) => {
+            // Without a record nothing is known but the package.
+            let from = packages::guess(config, name, slot);
+            return Ok(HostChange {
+                package: Packaging {
+                    from: from.filter(|from| Manager::new(from.format).is_ok()),
+                    ..Packaging::default()
+                },
+                ..HostChange::default()
+            });
+        }
     };
     // What cannot be asked cannot be removed either, and must not keep the container.
     let (record, known) = match packages::record(name, info, slot) {
-        Ok(record) => (record, before),
+        Ok(record) => (record, Some((info, slot))),
         Err(error) => {
             tracing::warn!(%error, "the package stays");
             (info.installed_files_checksum.clone(), None)
@@ -228,7 +252,12 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, change: &HostChange) {
         }
         if was_packaged {
             // The package took them away.
-            for (path, owner) in &compared.dirs {
+            let made: Vec<&Utf8PathBuf> = compared.make_dirs.iter().map(|(path, _)| path).collect();
+            for (path, owner) in compared
+                .dirs
+                .iter()
+                .filter(|(path, _)| !made.contains(&path))
+            {
                 plan.switch.push(Step::MakeDirectory {
                     path: path.clone(),
                     owner: *owner,
@@ -259,10 +288,7 @@ fn package_stage(plan: &mut Plan, package: &Packaging) {
             });
         }
     };
-    let built = package
-        .built
-        .as_deref()
-        .and_then(|path| Utf8Path::from_path(path));
+    let built = package.built.as_ref().map(|spool| spool.path());
     let (Some(to), Some(built)) = (&package.to, built) else {
         lock(plan);
         return;
@@ -375,11 +401,13 @@ pub fn host_diff(host: &Host<'_>, name: &ContainerName) -> Result<HostDiff> {
 pub fn verify(info: &Info) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for (path, recorded) in &info.installed_files_checksum {
+        // The original's records say of directories and links nothing else than that they are there.
+        let says_nothing = recorded == "0" && info.options.is_none();
         let path = Utf8PathBuf::from(path);
         let state = State::of(&path)?;
         if state == State::Missing {
             problems.push(format!("{path} is missing on the host"));
-        } else if !state.is_as_recorded(recorded) {
+        } else if !says_nothing && !state.is_as_recorded(recorded) {
             problems.push(format!("{path} on the host is not what was installed"));
         }
     }

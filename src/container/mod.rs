@@ -15,6 +15,7 @@ mod preview;
 mod render;
 mod rollback;
 pub mod run;
+mod spool;
 mod uninstall;
 mod unit;
 mod update;

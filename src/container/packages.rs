@@ -1,22 +1,21 @@
 //! A container's package: whether its host files come in one, what is in it, and what a change does to
 //! the one that is installed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use tempfile::TempPath;
 
 use super::hostfiles::Wish;
+use super::spool::Spool;
 use crate::command::{Child, find_program};
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, Paths, Shipped, Slot};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::hostfiles::package::{
-    self, Contents, Entry, Fields, Format, Manager, Mode, Package, Relation, look_into_rpm,
+    self, Contents, Entry, Fields, Format, Manager, Mode, Package, Relation,
 };
-use crate::hostfiles::{Comparison, Record, State, Wanted};
+use crate::hostfiles::{Comparison, Record, Rules, State, Wanted};
 use crate::image::{ImageConfig, Platform};
 use crate::safefs::Files;
 use crate::transaction::Shipment;
@@ -26,8 +25,13 @@ const OWN: &str = "exports/container.rpm";
 /// No package is larger: it is held in memory.
 const MAX_BYTES: u64 = 2 << 30;
 
+/// How the file of a container's package is called in its deployment.
+pub(super) fn file_name(name: &ContainerName, format: Format) -> String {
+    format!("atomic-container-{name}.{}", format.extension())
+}
+
 /// The package of a deployment.
-fn shipment(name: &ContainerName, info: &Info, slot: Slot) -> Option<Shipment> {
+pub(super) fn shipment(name: &ContainerName, info: &Info, slot: Slot) -> Option<Shipment> {
     let file = info.rpm_installed.clone()?;
     // The original wrote rpms, and no more about them than the name of the file.
     let format = Format::of_file(&file).unwrap_or(Format::Rpm);
@@ -44,30 +48,50 @@ fn shipment(name: &ContainerName, info: &Info, slot: Slot) -> Option<Shipment> {
     })
 }
 
-/// What is on record of a deployment's host files. The original kept no record of those that came in a
-/// package: there it is the package manager's.
+/// The package of a deployment whose `info` cannot be read, by the file that lies there.
+pub(super) fn guess(config: &Config, name: &ContainerName, slot: Slot) -> Option<Shipment> {
+    let deployment = Paths::new(config, name).slot(slot);
+    [Format::Rpm, Format::Deb].into_iter().find_map(|format| {
+        let file = file_name(name, format);
+        deployment.join(&file).exists().then(|| Shipment {
+            format,
+            name: package::name(format, name.as_str()),
+            version: String::new(),
+            slot,
+            file,
+        })
+    })
+}
+
+/// What is on record of a deployment's host files, in our words.
 pub(super) fn record(name: &ContainerName, info: &Info, slot: Slot) -> Result<Record> {
-    let record = &info.installed_files_checksum;
-    let Some(package) = shipment(name, info, slot) else {
-        return Ok(record.clone());
-    };
-    let manager = Manager::new(package.format)?;
-    if !record.is_empty() {
-        return Ok(record.clone());
-    }
-    if manager.installed(&package.name)?.is_none() {
-        return Ok(Record::new());
-    }
-    let mut found = Record::new();
-    for (path, modified) in manager.files(&package.name)? {
-        if let State::There(checksum) = State::of(&path)?
-            && checksum != "0"
-        {
-            let known = if modified { String::new() } else { checksum };
-            found.insert(path.into(), known);
+    let mut record = info.installed_files_checksum.clone();
+    // The original wrote "0" for links as for directories.
+    if info.options.is_none() {
+        for (path, sum) in record.iter_mut().filter(|(_, sum)| *sum == "0") {
+            if let State::There(found) = State::of(Utf8Path::new(path))?
+                && found.starts_with("link:")
+            {
+                *sum = found;
+            }
         }
     }
-    Ok(found)
+    let Some(package) = shipment(name, info, slot) else {
+        return Ok(record);
+    };
+    let manager = Manager::new(package.format)?;
+    // It kept no record either of files that came in a package: there it is the package manager's.
+    if record.is_empty() && manager.installed(&package.name)?.is_some() {
+        for (path, modified) in manager.files(&package.name)? {
+            if let State::There(checksum) = State::of(&path)?
+                && checksum != "0"
+            {
+                let known = if modified { String::new() } else { checksum };
+                record.insert(path.into(), known);
+            }
+        }
+    }
+    Ok(record)
 }
 
 /// What is said about packages.
@@ -91,7 +115,7 @@ pub struct Packaging {
     /// Files of it that somebody changed: they stay as they are.
     pub keep: Vec<Utf8PathBuf>,
     /// Its file, until it is part of the deployment.
-    pub(super) built: Option<Arc<TempPath>>,
+    pub(super) built: Option<Arc<Spool>>,
 }
 
 /// Where the host files of an image come from.
@@ -100,17 +124,19 @@ pub(super) enum Source {
     Plain,
     /// From there, in a package of ours.
     Ours(Manager),
-    /// From a package of its own; its file, unless that is part of the deployment.
-    Own(Manager, Option<Arc<TempPath>>, Box<Contents>),
+    /// From a package of its own, which waits there.
+    Own(Manager, Arc<Spool>, Box<Contents>),
+    /// From a package of its own, which is part of the deployment.
+    OwnReady(Box<Contents>),
 }
 
 impl Source {
-    /// Decide. `has_files`: there is anything below `exports/hostfs`.
+    /// Decide for a new deployment of an image. `before`: what the container has.
     pub(super) fn choose(
         config: &Config,
         wish: PackageWish,
         before: Option<Format>,
-        files: &dyn Files,
+        (image, files): (&ImageConfig, &dyn Files),
     ) -> Result<Self> {
         if wish.mode == Mode::No {
             return Ok(Self::Plain);
@@ -125,13 +151,21 @@ impl Source {
             }
             return Ok(Self::Plain);
         };
+        // A package manager takes none for another machine, where plain files may be of use.
+        let is_for_here = image
+            .platform()
+            .is_none_or(|platform| platform.matches(&Platform::host()));
+        if wish.mode == Mode::Auto && !is_for_here {
+            return Ok(Self::Plain);
+        }
         if let Some(bytes) = own(files, format)? {
-            let path = new_file("rpm")?;
-            std::fs::write(&path, bytes).context(|| format!("cannot write {}", path.display()))?;
-            let contents = look_into_rpm(utf8(&path)?)
+            let spool = Spool::new("own.rpm")?;
+            let path = spool.path();
+            crate::safefs::write_new_file(path.as_std_path(), &bytes, 0o600)?;
+            let contents = Contents::read(path)
                 .map_err(|error| error.within(format_args!("the image's {OWN}")))?;
             let manager = Manager::new(format)?;
-            return Ok(Self::Own(manager, Some(Arc::new(path)), Box::new(contents)));
+            return Ok(Self::Own(manager, Arc::new(spool), Box::new(contents)));
         }
         // Without anything to put into it there is no package.
         if files.walk(crate::hostfiles::DIRECTORY)?.is_empty() {
@@ -139,23 +173,26 @@ impl Source {
         }
         Ok(Self::Ours(Manager::new(format)?))
     }
-}
 
-impl Source {
     /// What the package of a deployment that is there holds, if it has one.
     pub(super) fn of_deployment(config: &Config, wish: &Wish<'_>, info: &Info) -> Result<Self> {
         let Some(shipment) = shipment(wish.name, info, wish.slot) else {
             return Ok(Self::Plain);
         };
         let manager = Manager::new(shipment.format)?;
-        if shipment.name == package::name(shipment.format, wish.name.as_str()) {
-            return Ok(Self::Ours(manager));
+        let paths = Paths::new(config, wish.name);
+        let file = paths.slot(wish.slot).join(&shipment.file);
+        if !file.exists() {
+            fail!(
+                Kind::NotFound,
+                "the package of that deployment is gone: {file} is missing"
+            );
         }
-        let file = Paths::new(config, wish.name)
-            .slot(wish.slot)
-            .join(shipment.file);
-        let contents = look_into_rpm(&file)?;
-        Ok(Self::Own(manager, None, Box::new(contents)))
+        if info.package.as_ref().is_some_and(|package| package.own) {
+            let contents = Contents::read(&file).map_err(|error| error.within(&file))?;
+            return Ok(Self::OwnReady(Box::new(contents)));
+        }
+        Ok(Self::Ours(manager))
     }
 }
 
@@ -203,70 +240,71 @@ pub(super) fn plan(
     let mut out = removal(making.name, compared, before);
     info.system_package = Some("no".into());
     (info.rpm_installed, info.package) = (None, None);
-    let (manager, own) = match source {
-        Source::Plain => return Ok(out),
-        Source::Ours(manager) => (manager, None),
-        Source::Own(manager, path, contents) => (manager, path.map(|path| (path, contents))),
-    };
-    let format = manager.format();
     let serial = 1 + before
         .and_then(|(info, _)| info.package.as_ref())
         .map_or(0, |package| package.serial);
-    let (built, name, version, requires) = if let Some((path, contents)) = own {
-        let Contents {
-            name,
-            version,
-            requires,
-            ..
-        } = *contents;
-        (path, name, version, requires)
-    } else {
-        let package = of_host_files(making, info, compared, serial, format)?;
-        let path = new_file(format.extension())?;
-        let file: PathBuf = path.to_path_buf();
-        std::fs::remove_file(&file).context(|| format!("cannot replace {}", file.display()))?;
-        package.build(format, &file)?;
-        if let (Format::Rpm, Some(key)) = (format, &host.package_signer) {
-            sign(host, utf8(&path)?, key)?;
+    let (manager, built, shipped) = match source {
+        Source::Plain | Source::OwnReady(_) => return Ok(out),
+        Source::Own(manager, spool, contents) => {
+            if let Some(path) = compared.foreign.first() {
+                fail!(
+                    Kind::Exists,
+                    "the image's package would overwrite {path}, which exists and is not the container's"
+                );
+            }
+            let shipped = Shipped {
+                name: contents.name.clone(),
+                version: contents.version.clone(),
+                serial,
+                own: true,
+            };
+            (manager, spool, shipped)
         }
-        let version = package.version(format);
-        (
-            Arc::new(path),
-            package.name,
-            version,
-            package.fields.requires,
-        )
+        Source::Ours(manager) => {
+            let format = manager.format();
+            let package = of_host_files(making, info, compared, serial, format)?;
+            let spool = Spool::new(&file_name(making.name, format))?;
+            package.build(format, spool.path().as_std_path())?;
+            if let (Format::Rpm, Some(key)) = (format, &host.package_signer) {
+                sign(host, spool.path(), key)?;
+            }
+            let shipped = Shipped {
+                version: package.version(format),
+                name: package.name,
+                serial,
+                own: false,
+            };
+            (manager, Arc::new(spool), shipped)
+        }
     };
-    for path in &compared.foreign {
-        if let Some(other) = manager.owner(path)?.filter(|other| *other != name) {
-            fail!(
-                Kind::Exists,
-                "the image wants to write {path}, which belongs to the package {other}"
-            );
-        }
+    let name = &shipped.name;
+    // Where it is missing on the disk a file may still be another package's.
+    let new = compared.create.iter().map(|file| &file.target);
+    let asked: Vec<&Utf8PathBuf> = compared.foreign.iter().chain(new).collect();
+    let others = manager.owners(&asked)?;
+    let last = out.from.as_ref().map(|from| from.name.clone());
+    let other = others
+        .iter()
+        .find(|(_, owner)| owner != name && Some(owner) != last.as_ref());
+    if let Some((path, other)) = other {
+        fail!(
+            Kind::Exists,
+            "the image wants to write {path}, which belongs to the package {other}"
+        );
     }
-    let is_ours = out.from.as_ref().is_some_and(|from| from.name == name);
-    if !is_ours && let Some(found) = manager.installed(&name)? {
+    if last.as_ref() != Some(name)
+        && let Some(found) = manager.installed(name)?
+    {
         fail!(
             Kind::Exists,
             "the package {name} {found} is installed on this host already, and not by {}",
             making.name
         );
     }
-    let file = utf8(&built)?;
-    out.fetch = manager.missing(&requires)?;
-    manager.check(&name, file, out.fetch.is_empty())?;
+    out.fetch = manager.check(name, built.path())?;
     info.system_package = Some("yes".into());
-    info.rpm_installed = Some(format!(
-        "atomic-container-{}.{}",
-        making.name,
-        format.extension()
-    ));
-    info.package = Some(Shipped {
-        name,
-        version,
-        serial,
-    });
+    info.rpm_installed = Some(file_name(making.name, manager.format()));
+    info.package = Some(shipped);
     out.to = shipment(making.name, info, making.slot);
     out.built = Some(built);
     Ok(out)
@@ -274,18 +312,30 @@ pub(super) fn plan(
 
 /// The return to a deployment that has its package, or has none.
 pub(super) fn ready(
+    config: &Config,
     name: &ContainerName,
     target: (&Info, Slot),
     compared: &Comparison,
     before: Option<(&Info, Slot)>,
-) -> Packaging {
+) -> Result<Packaging> {
     let mut out = removal(name, compared, before);
     out.to = shipment(name, target.0, target.1);
-    if out.to.is_some() {
+    if let Some(to) = &out.to {
+        let file = Paths::new(config, name).slot(to.slot).join(&to.file);
+        let missing = Manager::new(to.format)?.check(&to.name, &file)?;
+        if !missing.is_empty() {
+            let list: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            fail!(
+                Kind::Failed,
+                "the package {} needs what is no longer on this host: {}",
+                to.name,
+                list.join(", ")
+            );
+        }
         // What it would overwrite is not the container's any more.
         out.keep.extend(compared.foreign.iter().cloned());
     }
-    out
+    Ok(out)
 }
 
 /// The package goes.
@@ -344,14 +394,22 @@ fn of_host_files(
     })
 }
 
-/// What an image's own package brings, checked like files of `exports/hostfs`.
+/// What an image's own package brings, checked like files of `exports/hostfs`, and whether it may do what
+/// else it does.
 pub(super) fn check_own(
     contents: &Contents,
-    rules: &crate::hostfiles::Rules,
+    rules: &Rules,
     scripts_allowed: bool,
 ) -> Result<Wanted> {
-    for file in &contents.wanted.files {
-        rules.place(file.target.as_str())?;
+    let wanted = contents
+        .check(rules)
+        .map_err(|error| error.within(format_args!("the image's {OWN}")))?;
+    if let Some(what) = contents.reaches.first() {
+        fail!(
+            Kind::Invalid,
+            "the image's package {} {what}, which an image must not do",
+            contents.name
+        );
     }
     if !scripts_allowed && !contents.scripts.is_empty() {
         fail!(
@@ -361,7 +419,7 @@ pub(super) fn check_own(
             contents.scripts.join(", ")
         );
     }
-    Ok(contents.wanted.clone())
+    Ok(wanted)
 }
 
 /// Sign an rpm with a key of GPG's, by rpm's own program.
@@ -386,22 +444,8 @@ pub(super) fn sign(host: &Config, file: &Utf8Path, key: &str) -> Result<()> {
     Ok(())
 }
 
-/// A temporary file: not in the checkouts, which a dry run must not touch.
-fn new_file(extension: &str) -> Result<TempPath> {
-    let directory = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    tempfile::Builder::new()
-        .prefix("atomic-rs-")
-        .suffix(&format!(".{extension}"))
-        .tempfile_in(&directory)
-        .context(|| format!("cannot create a file in {}", directory.display()))
-        .map(tempfile::NamedTempFile::into_temp_path)
-}
-
-fn utf8(path: &TempPath) -> Result<&Utf8Path> {
-    Utf8Path::from_path(path).ok_or_else(|| {
-        Error::new(
-            Kind::Invalid,
-            "the directory for temporary files is not UTF-8",
-        )
-    })
+/// Where an image's own package is written for [`Contents::read`] by whoever has no deployment.
+pub(super) fn write_own(bytes: &[u8], at: &Utf8Path) -> Result<Contents> {
+    std::fs::write(at, bytes).context(|| format!("cannot write {at}"))?;
+    Contents::read(at).map_err(|error| error.within(format_args!("the image's {OWN}")))
 }

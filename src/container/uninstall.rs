@@ -56,7 +56,7 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
     }
     change::unit_file_steps(&paths, &mut plan, None, None);
     let info = Info::read(&paths.slot(from)).ok();
-    let files = hostfiles::removal(config, name, info.as_ref().map(|info| (info, from)))?;
+    let files = hostfiles::removal(config, name, (info.as_ref(), from))?;
     hostfiles::steps(&mut plan, None, &files);
     for slot in &slots {
         plan.switch.push(Step::RemoveDeployment { slot: *slot });

@@ -311,7 +311,10 @@ fn changes_settings(request: &Update, info: &Info, options: &RunOptions) -> bool
     let same_mode = request
         .system_package
         .is_none_or(|mode| mode == mode_of(info));
-    !same_values || !same_health || !same_watch || !same_mode
+    let opens = |path: &Utf8PathBuf| !options.allow_host_paths.contains(path);
+    let opens_more = request.allow_host_paths.iter().any(opens)
+        || (request.allow_package_scripts && !options.allow_package_scripts);
+    !same_values || !same_health || !same_watch || !same_mode || opens_more
 }
 
 /// How a container's host files are installed. What older versions and other programs installed goes on

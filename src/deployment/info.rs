@@ -87,6 +87,7 @@ pub struct Info {
 
 /// The package of a deployment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Shipped {
     /// Its name.
     pub name: String,
@@ -94,6 +95,9 @@ pub struct Shipped {
     pub version: String,
     /// How many packages the container has had.
     pub serial: u64,
+    /// The image brought it as it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 impl Info {

@@ -6,7 +6,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::payload::State;
 use super::wanted::{HostFile, Kind, Owner, Wanted};
-use crate::error::Result;
+use crate::error::{Kind as ErrorKind, Result};
+use crate::fail;
 
 /// What was installed: paths and checksums, as `info` has them.
 pub type Record = BTreeMap<String, String>;
@@ -50,6 +51,16 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
         let recorded = before.get(path.as_str());
         let new = &file.checksum;
         let is_ours = recorded.is_some_and(|recorded| state.is_as_recorded(recorded));
+        let was_dir = recorded.is_some_and(|recorded| recorded == "0");
+        let is_dir = file.payload.kind == Kind::Dir;
+        if is_ours && was_dir != is_dir {
+            fail!(
+                ErrorKind::Exists,
+                "the image turns {path} from a {} into a {}: remove it, or keep the image",
+                if was_dir { "directory" } else { "file" },
+                if is_dir { "directory" } else { "file" }
+            );
+        }
         match (&state, recorded) {
             (State::Missing, _) if file.payload.kind == Kind::Dir => {
                 let payload = &file.payload;
@@ -64,7 +75,7 @@ pub fn compare(wanted: &Wanted, before: &Record) -> Result<Comparison> {
                 out.record.insert(path.to_string(), new.clone());
                 out.same.push(file.clone());
             }
-            (_, Some(_)) if is_ours && file.payload.kind != Kind::Dir => {
+            (_, Some(_)) if is_ours => {
                 out.record.insert(path.to_string(), new.clone());
                 out.replace.push(file.clone());
             }

@@ -20,4 +20,4 @@ pub use payload::{Payload, State};
 pub use rules::{Rules, follow_merged};
 pub use wanted::{HostFile, Kind, Owner, Request, Wanted, wanted};
 
-pub use crate::image::HOST_FILES as DIRECTORY;
+pub use crate::selinux::HOST_FILES as DIRECTORY;

@@ -137,10 +137,7 @@ impl State {
     /// True if this is what `recorded`, a checksum on record, says.
     pub fn is_as_recorded(&self, recorded: &str) -> bool {
         match self {
-            // The original had no other checksum for links.
-            Self::There(found) => {
-                found == recorded || (recorded == "0" && found.starts_with("link:"))
-            }
+            Self::There(found) => found == recorded,
             Self::Missing | Self::Odd => false,
         }
     }

@@ -17,6 +17,3 @@ pub use reference::{Name, Reference, Transport};
 pub fn short_id(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
-
-/// Where an image has its files for the host.
-pub const HOST_FILES: &str = "exports/hostfs";

@@ -108,6 +108,10 @@ pub fn of_file(value: &[u8]) -> Option<String> {
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
     };
     let magic = word(0)?;
+    // What holds in one user namespace only must not hold on the host.
+    if magic >> 24 == 3 && word(5)? != 0 {
+        return None;
+    }
     let halves = if magic >> 24 == 1 { 1 } else { 2 };
     let (mut permitted, mut inheritable) = (0_u64, 0_u64);
     for half in 0..halves {
@@ -122,6 +126,7 @@ pub fn of_file(value: &[u8]) -> Option<String> {
     ];
     let texts: Vec<String> = clauses
         .into_iter()
+        .map(|(set, sign)| (set & ((1 << NAMES.len()) - 1), sign))
         .filter(|(set, _)| *set != 0)
         .map(|(set, sign)| {
             let names = NAMES.iter().enumerate();

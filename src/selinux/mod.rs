@@ -12,7 +12,9 @@ use selinux::label::{Labeler, back_end};
 use selinux::{FileAccessMode, KernelSupport};
 
 use crate::error::{Context as _, Result};
-use crate::image::HOST_FILES;
+
+/// Where an image has its files for the host: they get the labels of their places on it.
+pub const HOST_FILES: &str = "exports/hostfs";
 
 /// The attribute that holds a label.
 pub const ATTRIBUTE: &str = "security.selinux";
@@ -56,7 +58,6 @@ impl Labels {
     /// the policy has none.
     pub fn look_up(&self, path: &str, mode: u32) -> Option<Vec<u8>> {
         let path = path.trim_start_matches('/');
-        // Files for the host get the label of where they will be on it.
         let on_host = path
             .strip_prefix(HOST_FILES)
             .filter(|rest| rest.starts_with('/'));

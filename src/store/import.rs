@@ -138,11 +138,7 @@ impl Import<'_> {
                 ("atomic-rs.format", "1".to_variant()),
                 (
                     tree::LEFT_OUT,
-                    layers
-                        .iter()
-                        .flat_map(|layer| layer.left_out.clone())
-                        .collect::<Vec<String>>()
-                        .to_variant(),
+                    tree::left_out(&self.store.repo, layers)?.to_variant(),
                 ),
             ],
             tree,

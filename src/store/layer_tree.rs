@@ -16,8 +16,7 @@ use super::objects::{
 use super::tar::{Content, Entry, EntryKind, TarStream};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::HOST_FILES;
-use crate::selinux::{self, Labels};
+use crate::selinux::{self, HOST_FILES, Labels};
 
 /// So many of those that cannot be stored are named; one is reason enough to refuse the image.
 const MAX_LEFT_OUT: usize = 100;

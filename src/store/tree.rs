@@ -47,6 +47,44 @@ pub struct LayerRoot {
     pub left_out: Vec<String>,
 }
 
+/// The entries that could not be stored and that no later layer hides or replaces.
+pub fn left_out(repo: &Repo, layers: &[LayerRoot]) -> Result<Vec<String>> {
+    let mut out = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        for path in &layer.left_out {
+            let mut hidden = false;
+            for later in &layers[index + 1..] {
+                hidden |= later.left_out.contains(path) || decides(repo, &later.tree, path)?;
+            }
+            if !hidden {
+                out.push(path.clone());
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// True if a layer says what becomes of `path` of the layers below it.
+fn decides(repo: &Repo, tree: &Checksum, path: &str) -> Result<bool> {
+    let mut tree = *tree;
+    for part in path.split('/') {
+        let here = read_dirtree(repo, &tree)?;
+        let whiteout = format!("{WHITEOUT}{part}");
+        if [part, whiteout.as_str(), OPAQUE]
+            .iter()
+            .any(|name| here.files.contains_key(*name))
+        {
+            return Ok(true);
+        }
+        match here.dirs.get(part) {
+            Some((below, _)) => tree = *below,
+            None => return Ok(false),
+        }
+    }
+    // A directory has its place.
+    Ok(true)
+}
+
 /// Where a commit has [`LayerRoot::left_out`].
 pub const LEFT_OUT: &str = "atomic-rs.left-out";
 
@@ -394,14 +432,20 @@ impl Files for ImageTree {
 
     fn walk(&self, path: &str) -> Result<Vec<Walked>> {
         let mut at = self.root;
+        let mut found = true;
         for part in path.split('/').filter(|part| !part.is_empty()) {
             match read_dirtree(&self.repo, &at.0)?.dirs.get(part) {
                 Some(below) => at = *below,
-                None => return Ok(Vec::new()),
+                None => {
+                    found = false;
+                    break;
+                }
             }
         }
         let mut out = Vec::new();
-        self.walk_below(&at.0, "", &mut out)?;
+        if found {
+            self.walk_below(&at.0, "", &mut out)?;
+        }
         // They are said to be there, so that nobody thinks that they are not.
         let top = path.trim_matches('/');
         for left in &self.left_out {

@@ -77,6 +77,13 @@ fn apply_or_return(
 /// Bring an interrupted change of `name` to an end. The caller holds the container's lock.
 /// Returns what was done; nothing if there was nothing to do.
 pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, Applied)>> {
+    host.set_resuming(true);
+    let recovered = recover_now(host, name);
+    host.set_resuming(false);
+    recovered
+}
+
+fn recover_now(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, Applied)>> {
     let paths = Paths::new(host.config(), name);
     let Some(mut journal) = Journal::load(&paths)? else {
         // Killed while the journal was first written: nothing had begun.
@@ -317,7 +324,10 @@ fn sync(host: &Host<'_>, steps: &[Step]) -> Result<()> {
 
 fn sync_directories(host: &Host<'_>, steps: &[Step]) -> Result<()> {
     for directory in directories(host, steps) {
-        safefs::fsync_dir(directory.as_std_path())?;
+        // Undone steps may have taken it away.
+        if directory.is_dir() {
+            safefs::fsync_dir(directory.as_std_path())?;
+        }
     }
     Ok(())
 }

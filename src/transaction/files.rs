@@ -3,15 +3,12 @@
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::Path;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 
 use super::host::Host;
-use super::plan::Plan;
-use super::spot::Spot;
-use super::step::{DeployFile, Shipment};
+use super::step::DeployFile;
 use crate::deployment::{Paths, Slot};
 use crate::error::{Context as _, Result};
-use crate::hostfiles::package::Manager;
 use crate::safefs;
 use crate::store::Store;
 
@@ -38,45 +35,6 @@ pub(super) fn deploy(
     for file in files {
         let path = staged.join(&file.name);
         safefs::write_new_file(path.as_std_path(), file.content.as_bytes(), file.mode)?;
-    }
-    Ok(())
-}
-
-/// Bring the container's package from one version to another, or to none. Files that somebody changed
-/// wait beside themselves while the package manager is at work.
-pub(super) fn change_package(
-    host: &Host<'_>,
-    paths: &Paths,
-    plan: &Plan,
-    (from, to): (Option<&Shipment>, Option<&Shipment>),
-    keep: &[Utf8PathBuf],
-) -> Result<()> {
-    for target in keep {
-        Spot::open(host, paths, target, &plan.id)?.keep()?;
-    }
-    let lock = host.packages().borrow();
-    for shipment in [from, to].into_iter().flatten() {
-        let file = paths.slot(shipment.slot).join(&shipment.file);
-        if exists(&file) {
-            Manager::new(shipment.format)?.settle(&file)?;
-        }
-    }
-    if let Some(old) =
-        from.filter(|old| to.is_none_or(|new| (&new.name, new.format) != (&old.name, old.format)))
-    {
-        Manager::new(old.format)?.remove(&old.name, lock.as_ref())?;
-    }
-    if let Some(new) = to {
-        let file = paths.slot(new.slot).join(&new.file);
-        Manager::new(new.format)?.install(&new.name, &file, lock.as_ref())?;
-    }
-    for target in keep {
-        Spot::open(host, paths, target, &plan.id)?.release()?;
-    }
-    // What the commit point promises must be on disk before it is; package managers do not see to that
-    // for every file.
-    for directory in ["/etc", "/usr", "/var", "/"] {
-        safefs::sync_file_system(Path::new(directory))?;
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ pub struct Host<'c> {
     labels: OnceCell<Option<Labels>>,
     packages: RefCell<Option<FrontendLock>>,
     offline: bool,
+    resuming: Cell<bool>,
     started: Cell<Option<Instant>>,
     serving: Cell<Option<Instant>>,
 }
@@ -32,6 +33,7 @@ impl<'c> Host<'c> {
             labels: OnceCell::new(),
             packages: RefCell::new(None),
             offline: false,
+            resuming: Cell::new(false),
             started: Cell::new(None),
             serving: Cell::new(None),
         }
@@ -69,6 +71,16 @@ impl<'c> Host<'c> {
                 .set(Labels::open(self.config.selinux_file_contexts.as_deref())?);
         }
         Ok(self.labels.get().and_then(Option::as_ref))
+    }
+
+    /// Note whether what is done now was begun by somebody who was killed.
+    pub(super) fn set_resuming(&self, resuming: bool) {
+        self.resuming.set(resuming);
+    }
+
+    /// True if it was.
+    pub(super) fn is_resuming(&self) -> bool {
+        self.resuming.get()
     }
 
     /// The lock on the host's packages, while we hold it.

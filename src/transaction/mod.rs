@@ -7,6 +7,7 @@
 mod engine;
 mod files;
 mod host;
+mod package;
 mod plan;
 mod show;
 mod spot;

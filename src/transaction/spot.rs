@@ -147,11 +147,17 @@ impl<'a> Spot<'a> {
         }
     }
 
-    /// Undo [`Spot::keep`].
+    /// Undo [`Spot::keep`]. What the package has in its place may be of another kind.
     pub(super) fn release(&self) -> Result<()> {
-        self.names().map_or(Ok(()), |names| {
-            self.told(move_if_there(&names.kept, &names.at))
-        })
+        let Some(names) = self.names().filter(|names| exists_std(&names.kept)) else {
+            return Ok(());
+        };
+        if safefs::rename(&names.kept, &names.at).is_ok() {
+            return Ok(());
+        }
+        // A directory goes only if nothing is in it.
+        let _ = std::fs::remove_file(&names.at).or_else(|_| std::fs::remove_dir(&names.at));
+        self.told(safefs::rename(&names.kept, &names.at))
     }
 
     /// Make it a directory with this mode, owner and group; one that is there stays as it is.
@@ -201,4 +207,16 @@ fn move_if_there(from: &Path, to: &Path) -> Result<()> {
         safefs::rename(from, to)?;
     }
     Ok(())
+}
+
+/// Where a link was put in the way meanwhile, what is behind it is left alone, and a service must not stay
+/// down for it.
+pub(super) fn passed_over(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == Kind::Invalid => {
+            tracing::warn!(%error, "left as it is");
+            Ok(())
+        }
+        result => result,
+    }
 }

@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use super::files::{change_package, deploy, exists, point, rename};
+use super::files::{deploy, exists, point, rename};
 use super::host::Host;
+use super::package::{change_package, return_package};
 use super::plan::Plan;
-use super::spot::Spot;
+use super::spot::{Spot, passed_over};
 use crate::deployment::owners::{self, OwnerLayer};
 use crate::deployment::{Paths, Slot};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 use crate::hostfiles::Payload;
-use crate::hostfiles::package::{Format, Manager as PackageManager, Relation};
+use crate::hostfiles::package::{Format, FrontendLock, Manager as PackageManager, Relation};
 use crate::runtime::Health;
 use crate::runtime::userns::Mapping;
 use crate::safefs;
@@ -325,14 +327,22 @@ impl Step {
             }
             Self::LockPackages { format } => {
                 if host.packages().borrow().is_none() {
-                    let lock = PackageManager::new(*format)?.lock()?;
-                    host.packages().replace(lock);
+                    let lock = (*format == Format::Deb).then(FrontendLock::take);
+                    host.packages().replace(lock.transpose()?);
                 }
                 Ok(())
             }
             Self::CheckPackage { shipment } => {
                 let file = paths.staged(shipment.slot, id).join(&shipment.file);
-                PackageManager::new(shipment.format)?.check(&shipment.name, &file, true)
+                let missing = PackageManager::new(shipment.format)?.check(&shipment.name, &file)?;
+                if let Some(want) = missing.first() {
+                    fail!(
+                        Kind::Failed,
+                        "the package {} needs {want}, which is not on this host",
+                        shipment.name
+                    );
+                }
+                Ok(())
             }
             Self::ChangePackage { from, to, keep } => {
                 change_package(host, paths, plan, (from.as_ref(), to.as_ref()), keep)
@@ -434,15 +444,16 @@ impl Step {
             Self::DropDeployment { slot } => {
                 safefs::remove_tree(paths.aside(*slot, id).as_std_path())
             }
-            Self::DropFile { target } => spot(target)?.drop_aside(),
+            Self::DropFile { target } => {
+                passed_over(spot(target).and_then(|spot| spot.drop_aside()))
+            }
             Self::RemoveTree { path } => match safefs::remove_tree(path.as_std_path()) {
                 Err(_) if !host.config().is_system => Mapping::of_user().remove_tree(path),
                 removed => removed,
             },
             Self::RemoveEmptyDir { path } => {
                 // Not empty means that it is still somebody's.
-                spot(path)?.remove_empty();
-                Ok(())
+                passed_over(spot(path).map(|spot| spot.remove_empty()))
             }
         }
     }
@@ -457,15 +468,14 @@ impl Step {
                 Store::open(host.config())?.set_ref(name, from.as_deref())
             }
             Self::StageFile { target, .. } | Self::StageHostFile { target, .. } => {
-                spot(target)?.drop_staged()
+                passed_over(spot(target).and_then(|spot| spot.drop_staged()))
             }
             Self::MakeDirectory { path, .. } => {
                 // Not empty means that somebody else uses it by now.
-                spot(path)?.remove_empty();
-                Ok(())
+                passed_over(spot(path).map(|spot| spot.remove_empty()))
             }
             Self::ChangePackage { from, to, keep } => {
-                change_package(host, paths, plan, (to.as_ref(), from.as_ref()), keep)
+                return_package(host, paths, plan, (from.as_ref(), to.as_ref()), keep)
             }
             Self::Disable { unit } if plan.was_enabled => {
                 host.with_manager(|manager| manager.enable(unit))
@@ -492,8 +502,12 @@ impl Step {
                 }
                 Ok(())
             }
-            Self::PlaceFile { target, replaces } => spot(target)?.unplace(*replaces),
-            Self::RemoveFile { target } => spot(target)?.put_back(),
+            Self::PlaceFile { target, replaces } => {
+                passed_over(spot(target).and_then(|spot| spot.unplace(*replaces)))
+            }
+            Self::RemoveFile { target } => {
+                passed_over(spot(target).and_then(|spot| spot.put_back()))
+            }
             Self::Switch { from, .. } => point(paths, *from),
             Self::EnableTmpfiles => host.with_manager(|manager| manager.disable(TMPFILES_SETUP)),
             Self::Enable { unit } if !plan.was_enabled => {

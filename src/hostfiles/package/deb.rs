@@ -13,7 +13,7 @@ use md5::{Digest as _, Md5};
 use tar::{EntryType, Header};
 
 use super::scripts::Scripts;
-use super::{Body, Comparator, Entry, Format, Package, Relation};
+use super::{Body, Entry, Format, Package, Relation};
 use crate::error::{Context as _, Result};
 use crate::image::Platform;
 
@@ -281,24 +281,14 @@ fn control_text(package: &Package, bytes: u64) -> String {
         maintainer(fields.maintainer.as_deref()),
         bytes.div_ceil(1024).max(1),
     );
-    let mut requires = fields.requires.clone();
-    if package
-        .entries
-        .iter()
-        .any(|entry| entry.capabilities.is_some())
-    {
-        requires.push(Relation {
-            name: "libcap2-bin".into(),
-            version: None,
-        });
-    }
+    let requires = package.needs(Format::Deb);
     for (field, relations) in [
         ("Depends", &requires),
         ("Provides", &fields.provides),
         ("Conflicts", &fields.conflicts),
     ] {
         if !relations.is_empty() {
-            let list: Vec<String> = relations.iter().map(relation).collect();
+            let list: Vec<String> = relations.iter().map(Relation::as_deb).collect();
             out += &format!("{field}: {}\n", list.join(", "));
         }
     }
@@ -324,23 +314,6 @@ fn maintainer(said: Option<&str>) -> String {
             (Ok(name), Ok(address)) => format!("{name} <{address}>"),
             _ => "root <root@localhost>".into(),
         },
-    }
-}
-
-pub(super) fn relation(relation: &Relation) -> String {
-    let name = &relation.name;
-    match &relation.version {
-        None => name.clone(),
-        Some((comparator, version)) => {
-            let sign = match comparator {
-                Comparator::Less => "<<",
-                Comparator::LessOrEqual => "<=",
-                Comparator::Equal => "=",
-                Comparator::GreaterOrEqual => ">=",
-                Comparator::Greater => ">>",
-            };
-            format!("{name} ({sign} {version})")
-        }
     }
 }
 

@@ -1,55 +1,29 @@
 //! The host's package manager. Its own programs do what is done to the host; what they say is passed on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
-use super::super::payload::Payload;
-use super::super::wanted::{HostFile, Kind as FileKind, Wanted};
-use super::{Comparator, Format, Relation, deb};
+use super::frontend::{self, FrontendLock, patiently};
+use super::{Format, Relation};
 use crate::command::{Child, Finished, find_program};
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::fail;
-
-/// How long another user of dpkg's database is waited for.
-const PATIENCE: Duration = Duration::from_mins(10);
-const POLL: Duration = Duration::from_millis(200);
-/// Silence before a wait is mentioned.
-const PATIENT_SILENCE: Duration = Duration::from_secs(1);
-
-/// What frontends of dpkg take before they call it. Source: dpkg(1), `DPKG_FRONTEND_LOCKED`.
-const DPKG_LOCK: &str = "/var/lib/dpkg/lock-frontend";
 
 /// How much of what a failed program printed is passed on.
 const LINES: usize = 12;
 
-/// What dpkg answers while somebody else is at work.
-const LOCKED: &str = "locked by another process";
+/// How many paths one command line gets.
+const PATHS_PER_CALL: usize = 500;
+
+/// What rpm says in front of a package that is not there.
+const NEEDED: &str = " is needed by ";
 
 /// The package manager for packages of one format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Manager {
     format: Format,
-}
-
-/// An rpm that somebody else made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contents {
-    /// Its name.
-    pub name: String,
-    /// `VERSION-RELEASE`
-    pub version: String,
-    /// What is in it.
-    pub wanted: Wanted,
-    /// What it runs on the host, if anything.
-    pub scripts: Vec<String>,
-    /// What it needs, but for features of rpm.
-    pub requires: Vec<Relation>,
 }
 
 impl Manager {
@@ -101,151 +75,52 @@ impl Manager {
         self.format
     }
 
-    /// See whether the package `name` in `file` could be installed, and change nothing. `all`: what it needs
-    /// has to be there, too.
+    /// See whether the package `name` in `file` could be installed, and change nothing. Returns what it
+    /// needs and is not on the host.
     ///
     /// # Errors
-    /// What the package manager says.
-    pub fn check(self, name: &str, file: &Utf8Path, all: bool) -> Result<()> {
-        let child = match self.format {
-            Format::Rpm => rpm()
-                .args(["-U", "--test", "--oldpackage", "--replacepkgs"])
-                .args((!all).then_some("--nodeps")),
-            Format::Deb => dpkg()
-                .arg("--dry-run")
-                .args((!all).then_some("--force-depends"))
-                .arg("-i"),
-        };
-        self.run(child.arg(file), || {
-            format!("the package {name} cannot be installed")
-        })
-    }
-
-    /// Keep other package managers from beginning anything while the returned lock lives, and wait for those
-    /// that have: so the wait is over before a service is stopped. rpm has no such lock for those who call
-    /// it.
-    ///
-    /// # Errors
-    /// [`Kind::Failed`] if it takes too long.
-    pub fn lock(self) -> Result<Option<FrontendLock>> {
-        if self.format != Format::Deb {
-            return Ok(None);
-        }
-        let failed = || format!("cannot lock {DPKG_LOCK}");
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(DPKG_LOCK)
-            .context(failed)?;
-        let mut patience = Patience::new();
-        loop {
-            // The kind of lock that dpkg and apt take.
-            match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(FrontendLock { _file: file })),
-                Err(Errno::AGAIN | Errno::ACCESS) if patience.has_more() => patience.wait(),
-                Err(Errno::AGAIN | Errno::ACCESS) => fail!(
-                    Kind::Failed,
-                    "the package manager is in use, and was for {} minutes",
-                    PATIENCE.as_secs() / 60
-                ),
-                Err(error) => return Err(error).context(failed),
-            }
-        }
-    }
-
-    /// What of `wants` is not on the host.
-    pub fn missing(self, wants: &[Relation]) -> Result<Vec<Relation>> {
-        let mut missing = Vec::new();
-        for want in wants {
-            let there = match self.format {
-                Format::Rpm => rpm()
-                    .args(["-q", "--whatprovides", "--quiet"])
-                    .arg(want.to_string())
-                    .output()?
-                    .status
-                    .success(),
-                Format::Deb => return self.missing_debs(wants),
-            };
-            if !there {
-                missing.push(want.clone());
-            }
-        }
-        Ok(missing)
-    }
-
-    fn missing_debs(self, wants: &[Relation]) -> Result<Vec<Relation>> {
-        debug_assert_eq!(self.format, Format::Deb);
-        let listed = dpkg_query()
-            .arg("-W")
-            .arg("-f=${db:Status-Status}\t${Package}\t${Version}\t${Provides}\n")
-            .run()?;
-        let listed = String::from_utf8_lossy(&listed).into_owned();
-        let mut versions: BTreeMap<&str, Vec<Option<&str>>> = BTreeMap::new();
-        for line in listed.lines() {
-            let mut fields = line.split('\t');
-            let (Some("installed"), Some(name), Some(version), provides) =
-                (fields.next(), fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            versions.entry(name).or_default().push(Some(version));
-            for provided in provides.unwrap_or_default().split(',') {
-                let mut words = provided.split_whitespace();
-                if let Some(name) = words.next() {
-                    let version = words.nth(1).map(|word| word.trim_end_matches(')'));
-                    versions.entry(name).or_default().push(version);
+    /// What the package manager says of anything else.
+    pub fn check(self, name: &str, file: &Utf8Path) -> Result<Vec<Relation>> {
+        let failed = || format!("the package {name} cannot be installed");
+        match self.format {
+            Format::Rpm => {
+                let test = || rpm().args(["-U", "--test", "--oldpackage", "--replacepkgs"]);
+                let finished = test().arg(file).output()?;
+                if finished.status.success() {
+                    return Ok(Vec::new());
                 }
-            }
-        }
-        let is_there = |want: &Relation| -> Result<bool> {
-            let found = versions
-                .get(want.name.as_str())
-                .map_or(&[][..], Vec::as_slice);
-            let Some((comparator, wanted)) = &want.version else {
-                return Ok(!found.is_empty());
-            };
-            for version in found.iter().flatten() {
-                let sign = match comparator {
-                    Comparator::Less => "lt",
-                    Comparator::LessOrEqual => "le",
-                    Comparator::Equal => "eq",
-                    Comparator::GreaterOrEqual => "ge",
-                    Comparator::Greater => "gt",
+                let Some(missing) = needed(&finished.stderr).filter(|list| !list.is_empty()) else {
+                    return tell(&finished, failed).map(|()| Vec::new());
                 };
-                let compared = dpkg().args(["--compare-versions", version, sign, wanted]);
-                if compared.output()?.status.success() {
-                    return Ok(true);
-                }
+                let others = test().arg("--nodeps").arg(file).output()?;
+                tell(&others, failed).map(|()| missing)
             }
-            Ok(false)
-        };
-        let mut missing = Vec::new();
-        for want in wants {
-            if !is_there(want)? {
-                missing.push(want.clone());
+            Format::Deb => {
+                // It looks at conflicts; at what is needed and at others' files it looks when it is too late.
+                let test = dpkg()
+                    .args(["--dry-run", "--force-depends", "-i"])
+                    .arg(file);
+                tell(&patiently(test)?, failed)?;
+                missing_debs(&depends(file)?)
             }
         }
-        Ok(missing)
     }
 
-    /// Have the host's resolver install `wants` from its repositories.
+    /// Have the host's resolver install `wants` from its repositories, and remove nothing for it.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is no resolver; what it says.
     pub fn fetch(self, wants: &[Relation]) -> Result<()> {
         let list: Vec<String> = match self.format {
             Format::Rpm => wants.iter().map(ToString::to_string).collect(),
-            Format::Deb => wants.iter().map(deb::relation).collect(),
+            Format::Deb => wants.iter().map(Relation::as_deb).collect(),
         };
         let programs: &[&str] = match self.format {
             Format::Rpm => &["dnf", "yum"],
             Format::Deb => &["apt-get"],
         };
-        let Some(program) = programs
-            .iter()
-            .find(|program| find_program(program).is_some())
-        else {
+        let found = programs.iter().find(|name| find_program(name).is_some());
+        let Some(program) = found else {
             fail!(
                 Kind::NotFound,
                 "the package needs {}, and there is no {} to install it",
@@ -255,79 +130,84 @@ impl Manager {
         };
         let child = surviving(program).env("DEBIAN_FRONTEND", "noninteractive");
         let child = match self.format {
-            Format::Rpm => child.args(["install", "-y"]).args(&list),
+            Format::Rpm => child.args(["install", "-y", "--"]).args(&list),
             Format::Deb => child
-                .args(["satisfy", "-y", "-q", "--no-install-recommends"])
+                .args([
+                    "satisfy",
+                    "-y",
+                    "-q",
+                    "--no-install-recommends",
+                    "--no-remove",
+                    "--",
+                ])
                 .arg(list.join(", ")),
         };
-        self.run(child, || {
+        let failed = || {
             format!(
                 "the needed packages cannot be installed: {}",
                 list.join(", ")
             )
-        })
+        };
+        tell(&patiently(child)?, failed)
     }
 
-    /// Install the package `name` in `file`, whatever version of it is there.
+    /// Install the package `name` in `file`, whatever version of it is there. `lock`: ours, if we hold it.
     ///
     /// # Errors
     /// What the package manager says.
-    /// `lock`: ours, if we hold it.
     pub fn install(self, name: &str, file: &Utf8Path, lock: Option<&FrontendLock>) -> Result<()> {
-        let child = match self.format {
-            Format::Rpm => rpm().args(["-U", "--oldpackage", "--replacepkgs"]),
-            Format::Deb => dpkg_under(lock).args(["--force-confold", "--force-confmiss", "-i"]),
-        };
-        self.run(child.arg(file), || {
-            format!("the package {name} cannot be installed")
-        })?;
-        if self.format == Format::Rpm {
-            drop_duplicates(name, file)?;
-        }
-        Ok(())
-    }
-
-    /// Wait until nobody is at work any more, and remove what a killed rpm left of the package in
-    /// `file`: it begins every file as `NAME;ID`, and cannot begin it again in the same second.
-    pub fn settle(self, file: &Utf8Path) -> Result<()> {
-        if self.format != Format::Rpm {
-            return Ok(());
-        }
-        let wanted = look_into_rpm(file)?.wanted;
-        if leftovers(&wanted).is_empty() {
-            return Ok(());
-        }
-        // A test takes the lock, too; what it says is said again by what comes after.
-        rpm()
-            .args(["-U", "--test", "--nodeps", "--oldpackage", "--replacepkgs"])
-            .arg(file)
-            .output()?;
-        for path in leftovers(&wanted) {
-            crate::safefs::remove_if_exists(path.as_std_path())?;
-        }
-        Ok(())
-    }
-
-    /// Remove the package `name`, its configuration included; one that is not there is no error.
-    /// `lock`: ours, if we hold it.
-    pub fn remove(self, name: &str, lock: Option<&FrontendLock>) -> Result<()> {
-        let child = match self.format {
+        let failed = || format!("the package {name} cannot be installed");
+        match self.format {
             Format::Rpm => {
-                if installed_rpms(name)?.is_empty() {
-                    return Ok(());
-                }
-                rpm().args(["-e", "--allmatches"])
+                let child = rpm().args(["-U", "--oldpackage", "--replacepkgs"]);
+                tell(&child.arg(file).output()?, failed)?;
+                drop_duplicates(name, file)
             }
             Format::Deb => {
-                if matches!(dpkg_state(name)?.as_deref(), None | Some("not-installed")) {
-                    return Ok(());
-                }
-                dpkg_under(lock).args(["--force-remove-reinstreq", "-P"])
+                let child = dpkg_under(lock).args(["--force-confold", "--force-confmiss", "-i"]);
+                tell(&patiently(child.arg(file))?, failed)
             }
-        };
-        self.run(child.arg(name), || {
-            format!("the package {name} cannot be removed")
-        })
+        }
+    }
+
+    /// Remove the package `name`, its configuration included; one that is not there is no error. `lock`:
+    /// ours, if we hold it.
+    pub fn remove(self, name: &str, lock: Option<&FrontendLock>) -> Result<()> {
+        if self.installed(name)?.is_none() {
+            return Ok(());
+        }
+        let failed = || format!("the package {name} cannot be removed");
+        match self.format {
+            Format::Rpm => {
+                let child = rpm().args(["-e", "--allmatches", "--", name]);
+                tell(&child.output()?, failed)
+            }
+            Format::Deb => {
+                let child = dpkg_under(lock).args(["--force-remove-reinstreq", "-P", name]);
+                tell(&patiently(child)?, failed)
+            }
+        }
+    }
+
+    /// After somebody was killed: wait for whoever is at work still, and remove what rpm began of the
+    /// package in `file` and did not finish. It writes every file as `NAME;ID` first, and cannot do so twice
+    /// in one second.
+    pub fn settle(self, file: &Utf8Path) -> Result<()> {
+        match self.format {
+            Format::Deb => frontend::wait_for_dpkg(),
+            Format::Rpm => {
+                // A test takes the lock, too; what it says is said again by what comes after.
+                rpm()
+                    .args(["-U", "--test", "--nodeps", "--oldpackage", "--replacepkgs"])
+                    .arg(file)
+                    .output()?;
+                let listed = rpm().args(["-qlp"]).arg(file).output()?;
+                for path in leftovers(&String::from_utf8_lossy(&listed.stdout)) {
+                    crate::safefs::remove_if_exists(path.as_std_path())?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The version of a package that is installed, or half installed.
@@ -335,11 +215,17 @@ impl Manager {
         match self.format {
             Format::Rpm => Ok(installed_rpms(name)?.into_iter().next()),
             Format::Deb => {
-                if matches!(dpkg_state(name)?.as_deref(), None | Some("not-installed")) {
-                    return Ok(None);
-                }
-                let said = dpkg_query().args(["-W", "-f=${Version}", name]).run()?;
-                Ok(Some(String::from_utf8_lossy(&said).into_owned()))
+                let format = "-f=${db:Status-Status} ${Version}";
+                let finished = dpkg_query().args(["-W", format, name]).output()?;
+                let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+                Ok(match said.split_once(' ') {
+                    Some((state, version))
+                        if finished.status.success() && state != "not-installed" =>
+                    {
+                        Some(version.to_owned())
+                    }
+                    _ => None,
+                })
             }
         }
     }
@@ -367,52 +253,135 @@ impl Manager {
             .collect())
     }
 
-    /// The package that has `path`.
-    pub fn owner(self, path: &Utf8Path) -> Result<Option<String>> {
-        let finished = match self.format {
-            Format::Rpm => rpm()
-                .args(["-qf", "--qf", "%{NAME}\n"])
-                .arg(path)
-                .output()?,
-            Format::Deb => dpkg_query().arg("-S").arg(path).output()?,
-        };
-        if !finished.status.success() {
-            return Ok(None);
+    /// Which of `paths` belong to packages, and to which.
+    pub fn owners(self, paths: &[&Utf8PathBuf]) -> Result<Vec<(Utf8PathBuf, String)>> {
+        let mut out = Vec::new();
+        match self.format {
+            Format::Rpm => {
+                for path in paths {
+                    let asked = rpm().args(["-qf", "--qf", "%{NAME}\n"]).arg(path);
+                    let finished = asked.output()?;
+                    let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+                    if finished.status.success() {
+                        out.extend(said.lines().map(|name| ((*path).clone(), name.to_owned())));
+                    }
+                }
+            }
+            Format::Deb => {
+                for some in paths.chunks(PATHS_PER_CALL) {
+                    // It fails where one of them is nobody's.
+                    let said = dpkg_query().args(["-S", "--"]).args(some).output()?.stdout;
+                    for line in String::from_utf8_lossy(&said).lines() {
+                        if let Some((names, path)) = line.split_once(": ")
+                            && !names.starts_with("diversion")
+                            && some.iter().any(|asked| *asked == path)
+                        {
+                            let names = names.split(", ").map(str::to_owned);
+                            out.extend(names.map(|name| (path.into(), name)));
+                        }
+                    }
+                }
+            }
         }
-        let said = String::from_utf8_lossy(&finished.stdout).into_owned();
-        let said = said.lines().find(|line| !line.starts_with("diversion"));
-        Ok(said.map(|line| match self.format {
-            Format::Rpm => line.to_owned(),
-            Format::Deb => line.split(": ").next().unwrap_or(line).to_owned(),
-        }))
-    }
-
-    fn run(self, child: Child, failed: impl Fn() -> String) -> Result<()> {
-        let finished = match self.format {
-            Format::Rpm => child.output()?,
-            Format::Deb => patiently(child)?,
-        };
-        if finished.status.success() {
-            return Ok(());
-        }
-        // Which of the two says why differs from one program to the next.
-        let stdout = String::from_utf8_lossy(&finished.stdout).into_owned();
-        let lines: Vec<&str> = stdout.trim().lines().collect();
-        let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
-        fail!(
-            Kind::Failed,
-            "{}\n{}",
-            failed(),
-            [last.as_str(), finished.stderr.as_str()].join("\n").trim()
-        )
+        Ok(out)
     }
 }
 
-/// Files that rpm began and did not finish.
-fn leftovers(wanted: &Wanted) -> Vec<Utf8PathBuf> {
+/// Pass on what a program said, if it failed.
+fn tell(finished: &Finished, failed: impl Fn() -> String) -> Result<()> {
+    if finished.status.success() {
+        return Ok(());
+    }
+    // Which of the two says why differs from one program to the next.
+    let stdout = String::from_utf8_lossy(&finished.stdout).into_owned();
+    let lines: Vec<&str> = stdout.trim().lines().collect();
+    let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    fail!(
+        Kind::Failed,
+        "{}\n{}",
+        failed(),
+        [last.as_str(), finished.stderr.as_str()].join("\n").trim()
+    )
+}
+
+/// What an rpm needs and is not there, by what a test said; nothing if it said anything else as well.
+fn needed(stderr: &str) -> Option<Vec<Relation>> {
+    let lines = stderr.lines().filter_map(|line| line.strip_prefix('\t'));
+    lines
+        .map(|line| {
+            let (want, whom) = line.split_once(NEEDED)?;
+            // A package of the host that would lose what it needs cannot be helped by another one.
+            (!whom.starts_with("(installed)"))
+                .then(|| want.parse().ok())
+                .flatten()
+        })
+        .collect()
+}
+
+/// What a deb of ours needs.
+fn depends(file: &Utf8Path) -> Result<Vec<Relation>> {
+    let said = dpkg_child("dpkg-deb")
+        .arg("-f")
+        .arg(file)
+        .arg("Depends")
+        .run()?;
+    String::from_utf8_lossy(&said)
+        .trim()
+        .split(',')
+        .filter(|part| !part.trim().is_empty())
+        .map(|part| part.replace(['(', ')'], "").parse())
+        .collect()
+}
+
+fn missing_debs(wants: &[Relation]) -> Result<Vec<Relation>> {
+    if wants.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listed = dpkg_query()
+        .arg("-W")
+        .arg("-f=${db:Status-Status}\t${Package}\t${Version}\t${Provides}\n")
+        .run()?;
+    let listed = String::from_utf8_lossy(&listed).into_owned();
+    let mut versions: BTreeMap<&str, Vec<Option<&str>>> = BTreeMap::new();
+    for line in listed.lines() {
+        let mut fields = line.split('\t');
+        let (Some("installed"), Some(name), Some(version), provides) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        versions.entry(name).or_default().push(Some(version));
+        for provided in provides.unwrap_or_default().split(',') {
+            let mut words = provided.split_whitespace();
+            if let Some(name) = words.next() {
+                let version = words.nth(1).map(|word| word.trim_end_matches(')'));
+                versions.entry(name).or_default().push(version);
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    for want in wants {
+        let found = versions.get(want.name.as_str());
+        let found = found.map_or(&[][..], Vec::as_slice);
+        let mut there = want.version.is_none() && !found.is_empty();
+        if let Some((comparator, wanted)) = &want.version {
+            for version in found.iter().flatten() {
+                let words = ["--compare-versions", version, comparator.word(), wanted];
+                there |= dpkg().args(words).output()?.status.success();
+            }
+        }
+        if !there {
+            missing.push(want.clone());
+        }
+    }
+    Ok(missing)
+}
+
+/// Files that rpm began and did not finish, of those in a list.
+fn leftovers(listed: &str) -> Vec<Utf8PathBuf> {
     let mut names: BTreeMap<&Utf8Path, BTreeSet<&str>> = BTreeMap::new();
-    for file in &wanted.files {
-        if let (Some(parent), Some(name)) = (file.target.parent(), file.target.file_name()) {
+    for path in listed.lines().map(Utf8Path::new) {
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
             names.entry(parent).or_default().insert(name);
         }
     }
@@ -439,7 +408,11 @@ fn rpm() -> Child {
 }
 
 fn dpkg() -> Child {
-    surviving("dpkg").env("DEBIAN_FRONTEND", "noninteractive")
+    dpkg_child("dpkg")
+}
+
+fn dpkg_child(program: &str) -> Child {
+    surviving(program).env("DEBIAN_FRONTEND", "noninteractive")
 }
 
 fn dpkg_under(lock: Option<&FrontendLock>) -> Child {
@@ -450,61 +423,12 @@ fn dpkg_under(lock: Option<&FrontendLock>) -> Child {
 }
 
 fn dpkg_query() -> Child {
-    surviving("dpkg-query")
+    dpkg_child("dpkg-query")
 }
 
-/// Nobody else begins to change packages while this lives.
-#[derive(Debug)]
-pub struct FrontendLock {
-    _file: File,
-}
-
-/// A wait for somebody else, which is said when it takes long.
-struct Patience {
-    begun: Instant,
-    said: bool,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self {
-            begun: Instant::now(),
-            said: false,
-        }
-    }
-
-    fn has_more(&self) -> bool {
-        self.begun.elapsed() < PATIENCE
-    }
-
-    fn wait(&mut self) {
-        if !self.said && self.begun.elapsed() > PATIENT_SILENCE {
-            tracing::warn!("waiting for the package manager, which somebody else uses");
-            self.said = true;
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-/// dpkg does not wait for whoever is at work.
-fn patiently(mut child: Child) -> Result<Finished> {
-    let mut patience = Patience::new();
-    loop {
-        let finished = child.try_output()?;
-        let locked = !finished.status.success() && finished.stderr.contains(LOCKED);
-        if !locked || !patience.has_more() {
-            return Ok(finished);
-        }
-        patience.wait();
-    }
-}
-
-/// `VERSION-RELEASE` of every rpm of that name.
+/// `VERSION-RELEASE`, with the epoch if there is one, of every rpm of that name.
 fn installed_rpms(name: &str) -> Result<Vec<String>> {
-    let finished = rpm()
-        .args(["-q", "--qf", "%{VERSION}-%{RELEASE}\n"])
-        .arg(name)
-        .output()?;
+    let finished = rpm().args(["-q", "--qf", EVR, name]).output()?;
     if !finished.status.success() {
         return Ok(Vec::new());
     }
@@ -512,20 +436,17 @@ fn installed_rpms(name: &str) -> Result<Vec<String>> {
     Ok(said.lines().map(str::to_owned).collect())
 }
 
+const EVR: &str = "%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\n";
+
 /// An rpm that was killed between the new package and the old one leaves both on record.
 fn drop_duplicates(name: &str, file: &Utf8Path) -> Result<()> {
     let versions = installed_rpms(name)?;
     if versions.len() < 2 {
         return Ok(());
     }
-    let wanted = rpm()
-        .args(["-qp", "--qf", "%{VERSION}-%{RELEASE}"])
-        .arg(file)
-        .run()?;
-    for version in versions
-        .iter()
-        .filter(|version| version.as_bytes() != wanted)
-    {
+    let wanted = rpm().args(["-qp", "--qf", EVR]).arg(file).run()?;
+    let wanted = String::from_utf8_lossy(&wanted).trim().to_owned();
+    for version in versions.iter().filter(|version| **version != wanted) {
         rpm()
             .args(["-e", "--justdb", "--nodeps", "--noscripts", "--notriggers"])
             .arg(format!("{name}-{version}"))
@@ -534,125 +455,17 @@ fn drop_duplicates(name: &str, file: &Utf8Path) -> Result<()> {
     Ok(())
 }
 
-/// `installed`, `half-installed`, …; nothing: dpkg does not know it.
-fn dpkg_state(name: &str) -> Result<Option<String>> {
-    let finished = dpkg_query()
-        .args(["-W", "-f=${db:Status-Status}", name])
-        .output()?;
-    let said = String::from_utf8_lossy(&finished.stdout).into_owned();
-    Ok(finished.status.success().then_some(said))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Look into an rpm.
-///
-/// # Errors
-/// [`Kind::Invalid`] if it is none.
-pub fn look_into_rpm(file: &Utf8Path) -> Result<Contents> {
-    let failed =
-        |error: rpm::Error| Error::new(Kind::Invalid, format!("{file} is no rpm: {error}"));
-    let package = rpm::PackageMetadata::open(file.as_std_path()).map_err(failed)?;
-    let version = package.get_version().map_err(failed)?;
-    let release = package.get_release().map_err(failed)?;
-    let mut wanted = Wanted::default();
-    for entry in package.get_file_entries().map_err(failed)? {
-        let target = Utf8PathBuf::try_from(entry.path()).map_err(|_| {
-            Error::new(
-                Kind::Invalid,
-                format!("{file} has a path that is not UTF-8"),
-            )
-        })?;
-        let mode = u32::from(entry.mode().permissions());
-        let (kind, checksum) = match entry.mode().file_type() {
-            rpm::FileType::Dir => {
-                wanted.parents.insert(target, (mode, 0, 0));
-                continue;
-            }
-            rpm::FileType::Regular => (
-                FileKind::File,
-                entry
-                    .digest()
-                    .map(|digest| digest.as_hex().to_owned())
-                    .unwrap_or_default(),
-            ),
-            rpm::FileType::SymbolicLink => {
-                let to = entry.linkto().unwrap_or_default();
-                (FileKind::Link(to.to_owned()), format!("link:{to}"))
-            }
-            _ => fail!(
-                Kind::Invalid,
-                "{file} wants to write {target}, which is a device or a socket"
-            ),
-        };
-        wanted.files.push(HostFile {
-            target,
-            checksum,
-            payload: Payload {
-                source: String::new(),
-                kind,
-                mode,
-                uid: 0,
-                gid: 0,
-                xattrs: Vec::new(),
-                may_link: false,
-            },
-        });
-    }
-    let scripts = [
-        ("%pre", package.get_pre_install_script()),
-        ("%post", package.get_post_install_script()),
-        ("%preun", package.get_pre_uninstall_script()),
-        ("%postun", package.get_post_uninstall_script()),
-        ("%pretrans", package.get_pre_trans_script()),
-        ("%posttrans", package.get_post_trans_script()),
-        ("%preuntrans", package.get_pre_untrans_script()),
-        ("%postuntrans", package.get_post_untrans_script()),
-        ("%verify", package.get_verify_script()),
-    ];
-    let has_triggers = [
-        package.get_triggers(),
-        package.get_file_triggers(),
-        package.get_trans_file_triggers(),
-    ]
-    .into_iter()
-    .any(|triggers| triggers.map_or(true, |list| !list.is_empty()));
-    Ok(Contents {
-        name: package.get_name().map_err(failed)?.to_owned(),
-        version: format!("{version}-{release}"),
-        wanted,
-        scripts: scripts
-            .into_iter()
-            .filter(|(_, found)| found.is_ok())
-            .map(|(name, _)| name)
-            .chain(has_triggers.then_some("triggers"))
-            .map(str::to_owned)
-            .collect(),
-        requires: package
-            .get_requires()
-            .map_err(failed)?
-            .iter()
-            .filter(|one| !one.name.starts_with("rpmlib("))
-            .map(relation)
-            .collect(),
-    })
-}
-
-fn relation(found: &rpm::Dependency) -> Relation {
-    use rpm::DependencyFlags as Flags;
-    let signs = [
-        (Flags::LESS | Flags::EQUAL, Comparator::LessOrEqual),
-        (Flags::GREATER | Flags::EQUAL, Comparator::GreaterOrEqual),
-        (Flags::LESS, Comparator::Less),
-        (Flags::GREATER, Comparator::Greater),
-        (Flags::EQUAL, Comparator::Equal),
-    ];
-    let comparator = signs
-        .into_iter()
-        .find(|(flags, _)| found.flags.contains(*flags))
-        .map(|(_, comparator)| comparator);
-    Relation {
-        name: found.name.clone(),
-        version: comparator
-            .filter(|_| !found.version.is_empty())
-            .map(|comparator| (comparator, found.version.clone())),
+    #[test]
+    fn what_an_rpm_needs_is_read_from_a_test() {
+        let said = "error: Failed dependencies:\n\thelper >= 1.2 is needed by app-1-1.x86_64\n\t/bin/sh is needed by app-1-1.x86_64";
+        let wants = needed(said).unwrap();
+        assert_eq!(wants.len(), 2);
+        assert_eq!(wants[0].to_string(), "helper >= 1.2");
+        assert_eq!(needed("\tx is needed by (installed) y-1-1.noarch\n"), None);
+        assert_eq!(needed("\trival < 2 conflicts with app-1-1\n"), None);
     }
 }

@@ -9,7 +9,10 @@
 
 mod deb;
 mod fields;
+mod foreign;
+mod frontend;
 mod manager;
+mod relation;
 mod rpm;
 mod scripts;
 
@@ -28,7 +31,10 @@ use crate::runtime::capabilities;
 use crate::safefs::{Files, Node, Walked};
 
 pub use fields::{Fields, name, package_date, package_of_program};
-pub use manager::{Contents, FrontendLock, Manager, look_into_rpm};
+pub use foreign::Contents;
+pub use frontend::FrontendLock;
+pub use manager::Manager;
+pub use relation::{Comparator, Relation};
 
 /// The formats of packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,51 +114,6 @@ impl std::str::FromStr for Mode {
     }
 }
 
-/// How a version is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Comparator {
-    /// `<`
-    Less,
-    /// `<=`
-    LessOrEqual,
-    /// `=`
-    Equal,
-    /// `>=`
-    GreaterOrEqual,
-    /// `>`
-    Greater,
-}
-
-/// Another package, or what one provides, maybe in some versions only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Relation {
-    /// Its name.
-    pub name: String,
-    /// Its versions; nothing: all.
-    pub version: Option<(Comparator, String)>,
-}
-
-/// `NAME`, or `NAME >= VERSION`.
-impl fmt::Display for Relation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)?;
-        match &self.version {
-            None => Ok(()),
-            Some((comparator, version)) => {
-                let sign = match comparator {
-                    Comparator::Less => "<",
-                    Comparator::LessOrEqual => "<=",
-                    Comparator::Equal => "=",
-                    Comparator::GreaterOrEqual => ">=",
-                    Comparator::Greater => ">",
-                };
-                write!(f, " {sign} {version}")
-            }
-        }
-    }
-}
-
 /// What an entry of a package is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -215,7 +176,10 @@ impl Entry {
             Kind::Dir => Body::Dir,
             Kind::Link(target) => Body::Link(target.clone()),
             Kind::Text(text) => Body::Bytes(text.as_bytes().to_vec()),
-            Kind::File => Body::Bytes(files.read(source, MAX_BYTES)?.unwrap_or_default()),
+            Kind::File => match files.read(source, MAX_BYTES)? {
+                Some(content) => Body::Bytes(content),
+                None => fail!(ErrorKind::Invalid, "the image's {source} cannot be read"),
+            },
         };
         Ok(Self {
             path: file.target.clone(),
@@ -294,10 +258,27 @@ impl Package {
                 );
             }
         }
+        let fields = &self.fields;
+        for relation in [&fields.requires, &fields.provides, &fields.conflicts]
+            .into_iter()
+            .flatten()
+        {
+            relation.check(format)?;
+        }
         match format {
             Format::Rpm => rpm::build(self, at),
             Format::Deb => deb::build(self, at),
         }
+    }
+
+    /// What it needs: what it says, and what its scripts call.
+    pub fn needs(&self, format: Format) -> Vec<Relation> {
+        let mut out = self.fields.requires.clone();
+        let has = |entry: &Entry| entry.capabilities.is_some();
+        if format == Format::Deb && self.entries.iter().any(has) {
+            out.push(Relation::any("libcap2-bin"));
+        }
+        out
     }
 
     /// Its version as the format writes it.

@@ -92,6 +92,9 @@ fn add(
     let path = entry.path.as_str();
     // Beyond the permission bits there is nothing in a mode of ours.
     let mode = u16::try_from(entry.mode & 0o7777).unwrap_or(0o644);
+    let is_foreign = (entry.uid, entry.gid) != (0, 0);
+    // Until the script gives it away a file is root's, and must not run as root for everybody.
+    let mode = if is_foreign { mode & 0o1777 } else { mode };
     let mut options = match &entry.body {
         Body::Dir => FileOptions::dir(path).permissions(mode),
         Body::Link(target) => FileOptions::symlink(path, target),
@@ -101,12 +104,12 @@ fn add(
     if entry.is_config() {
         options = options.config().noreplace();
     }
-    if (entry.uid, entry.gid) != (0, 0) {
+    if is_foreign {
         // Given by the script, as a number.
-        let all = FileVerifyFlags::ALL_FLAGS;
-        options = options.verify(all & !(FileVerifyFlags::USER | FileVerifyFlags::GROUP));
+        let given = FileVerifyFlags::USER | FileVerifyFlags::GROUP | FileVerifyFlags::MODE;
+        options = options.verify(FileVerifyFlags::ALL_FLAGS & !given);
     }
-    if let Some(text) = &entry.capabilities {
+    if let Some(text) = entry.capabilities.as_ref().filter(|_| !is_foreign) {
         options = options.caps(text.as_str())?;
     }
     match &entry.body {

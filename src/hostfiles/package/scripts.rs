@@ -139,21 +139,20 @@ fn fix(entries: &[Entry], format: Format) -> String {
                 .iter()
                 .filter(|entry| (entry.uid, entry.gid) == owner)
                 .collect();
-            each(
-                &mut out,
-                &format!("chown -h {}:{}", owner.0, owner.1),
-                &of_owner,
-            );
-            // It takes these bits away.
             let special =
                 |entry: &&Entry| entry.mode & 0o6000 != 0 && !matches!(entry.body, Body::Link(_));
-            for entry in of_owner.into_iter().filter(special) {
-                each(&mut out, &format!("chmod {:o}", entry.mode), &[entry]);
+            let (special, plain): (Vec<&Entry>, Vec<&Entry>) =
+                of_owner.into_iter().partition(special);
+            let chown = format!("chown -h {}:{}", owner.0, owner.1);
+            each(&mut out, &chown, &plain);
+            for entry in special {
+                let path = quoted(entry);
+                out += &format!("{chown} {path} && chmod {:o} {path} || :\n", entry.mode);
             }
         }
     }
     for entry in entries {
-        // An rpm has capabilities, which a change of owner takes away.
+        // An rpm gives them to root's files only: they must not be had before their owner is right.
         let lost = format == Format::Deb || (entry.uid, entry.gid) != (0, 0);
         if let Some(text) = entry.capabilities.as_ref().filter(|_| lost) {
             each(&mut out, &format!("setcap '{text}'"), &[entry]);
@@ -166,10 +165,14 @@ fn each(out: &mut String, command: &str, entries: &[&Entry]) {
     for some in entries.chunks(PATHS_PER_LINE) {
         out.push_str(command);
         for entry in some {
-            out.push_str(" '");
-            out.push_str(&entry.path.as_str().replace('\'', "'\\''"));
-            out.push('\'');
+            out.push(' ');
+            out.push_str(&quoted(entry));
         }
         out.push_str(" || :\n");
     }
+}
+
+/// A path as a word of the shell.
+fn quoted(entry: &Entry) -> String {
+    format!("'{}'", entry.path.as_str().replace('\'', "'\\''"))
 }
