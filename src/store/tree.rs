@@ -434,13 +434,11 @@ impl Files for ImageTree {
         let mut at = self.root;
         let mut found = true;
         for part in path.split('/').filter(|part| !part.is_empty()) {
-            match read_dirtree(&self.repo, &at.0)?.dirs.get(part) {
-                Some(below) => at = *below,
-                None => {
-                    found = false;
-                    break;
-                }
-            }
+            let Some(below) = read_dirtree(&self.repo, &at.0)?.dirs.get(part).copied() else {
+                found = false;
+                break;
+            };
+            at = below;
         }
         let mut out = Vec::new();
         if found {

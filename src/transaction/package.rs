@@ -23,9 +23,9 @@ pub(super) fn change_package(
     if host.is_resuming() {
         settle(paths, [from, to]);
     }
-    aside(host, paths, plan, keep, |spot| spot.keep())?;
+    aside(host, paths, plan, keep, Way::Aside)?;
     let changed = to_version(host, paths, from, to);
-    let released = aside(host, paths, plan, keep, |spot| spot.release());
+    let released = aside(host, paths, plan, keep, Way::Back);
     // What the commit point promises must be on disk before it is; package managers do not see to that
     // for every file.
     rustix::fs::sync();
@@ -46,7 +46,7 @@ pub(super) fn return_package(
         && !exists(&paths.staged(new.slot, &plan.id))
     {
         settle(paths, [from, to]);
-        aside(host, paths, plan, keep, |spot| spot.keep())?;
+        aside(host, paths, plan, keep, Way::Aside)?;
         if let Err(error) = to_version(host, paths, from, to) {
             tracing::warn!(%error, "the new package is given up");
         }
@@ -86,6 +86,13 @@ fn settle(paths: &Paths, shipments: [Option<&Shipment>; 2]) {
     }
 }
 
+/// Where a file goes that a package manager must not see.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Aside,
+    Back,
+}
+
 /// Move files that somebody changed out of a package manager's way, or back. What is behind a link that
 /// somebody put in the way is nobody's business.
 fn aside(
@@ -93,11 +100,14 @@ fn aside(
     paths: &Paths,
     plan: &Plan,
     keep: &[Utf8PathBuf],
-    act: impl Fn(&Spot<'_>) -> Result<()>,
+    way: Way,
 ) -> Result<()> {
     let mut all = Ok(());
     for target in keep {
-        let done = Spot::open(host, paths, target, &plan.id).and_then(|spot| act(&spot));
+        let done = Spot::open(host, paths, target, &plan.id).and_then(|spot| match way {
+            Way::Aside => spot.keep(),
+            Way::Back => spot.release(),
+        });
         all = all.and(passed_over(done));
     }
     all
