@@ -135,6 +135,26 @@ fn check_files(host: &Host) {
     assert!(!host.exists(&format!("{CONTAINER}/rootfs/srv/fifo")));
 }
 
+/// Its service has stopped, and nothing that the package brought is left.
+fn check_gone(host: &Host) {
+    assert_eq!(
+        host.run("systemctl is-active web.service").out(),
+        "inactive\n"
+    );
+    for path in [
+        CONTAINER,
+        "/usr/local/bin/greet",
+        "/etc/greet.conf",
+        "/usr/lib/systemd/system/web.service",
+    ] {
+        assert!(
+            !host.exists(path),
+            "{path}: {}",
+            host.sh(&format!("find {path}")).out()
+        );
+    }
+}
+
 #[test]
 fn a_built_rpm_runs_its_container_where_this_program_is_not() {
     let registry = Registry::start();
@@ -196,22 +216,7 @@ fn a_built_rpm_runs_its_container_where_this_program_is_not() {
     assert!(!unit.contains("bin/atomic-rs"), "{unit}");
     assert_eq!(host.sh("rpm -V atomic-container-web 2>/dev/null").out(), "");
     host.ok("rpm -e atomic-container-web");
-    assert_eq!(
-        host.run("systemctl is-active web.service").out(),
-        "inactive\n"
-    );
-    for path in [
-        CONTAINER,
-        "/usr/local/bin/greet",
-        "/etc/greet.conf",
-        "/usr/lib/systemd/system/web.service",
-    ] {
-        assert!(
-            !host.exists(path),
-            "{path}: {}",
-            host.sh(&format!("find {path}")).out()
-        );
-    }
+    check_gone(&host);
 }
 
 #[test]
@@ -270,22 +275,7 @@ fn a_built_deb_runs_its_container_where_this_program_is_not() {
     assert!(host.ok("runc list").contains("web"));
     assert_eq!(host.run("dpkg -V atomic-container-web").out(), "");
     host.ok("dpkg -P atomic-container-web");
-    assert_eq!(
-        host.run("systemctl is-active web.service").out(),
-        "inactive\n"
-    );
-    for path in [
-        CONTAINER,
-        "/usr/local/bin/greet",
-        "/etc/greet.conf",
-        "/usr/lib/systemd/system/web.service",
-    ] {
-        assert!(
-            !host.exists(path),
-            "{path}: {}",
-            host.sh(&format!("find {path}")).out()
-        );
-    }
+    check_gone(&host);
 }
 
 /// Version `number` of an image that brings files and no service.
