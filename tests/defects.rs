@@ -12,14 +12,13 @@
 //! | 14 | `integrity.rs` |
 //! | 15, 16 | `image::reference`; `sources.rs`; `main_job.rs`: `archives_layouts…` |
 //! | 22, 25 | `deployment::info`; `main_job.rs`: `…a_broken_one_hides_no_other`; `takeover.rs` |
+//! | 23 | `packages.rs` |
 //! | 24 | `runtime::userns`; `user.rs` |
 //! | 27 | `parity.rs`: `every_changing_verb_tells_its_plan_first_and_changes_nothing` |
 //! | 31 | `template::dollar`: `variables_are_listed_without_dollars` |
 //! | 34 | no daemon and no other configuration is needed to start: `wrong_input.rs`: `a_host_without_what_is_needed_is_told_so` |
 //! | 38 | no archive is unpacked: skopeo lists what is in it (`sources.rs`) |
 //! | 39 | `main_job.rs`: `the_registry_is_asked_with_credentials_and_the_policy_is_obeyed` |
-//!
-//! 23 is of packages, which are not made yet.
 
 mod support;
 

@@ -222,6 +222,68 @@ fn every_kind_of_entry_arrives_as_it_is_and_links_are_made_where_they_may_be() {
 }
 
 #[test]
+fn modes_and_owners_follow_the_image_unless_the_host_has_changed_them() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let name = registry.name("modes");
+    let image = |modes: [u32; 4], owner: u32, content: &str| {
+        let layer = Layer::new()
+            .dir("exports/hostfs/srv/t", modes[0])
+            .file("exports/hostfs/srv/t/shut", modes[1], "s")
+            .file("exports/hostfs/srv/t/own", modes[2], content)
+            .owned_file("exports/hostfs/srv/t/theirs", modes[3], owner, "t");
+        bringing(json!({}), layer)
+    };
+    let stat = |host: &Host| {
+        let files = "/srv/t /srv/t/shut /srv/t/own /srv/t/theirs";
+        host.ok(&format!("stat -c %a:%u {files}"))
+            .replace('\n', " ")
+    };
+    image([0o755, 0o644, 0o755, 0o644], 1000, "o").push(&registry, "modes");
+    host.atomic_ok(&format!("install --system-package=no --name modes {name}"));
+    let first = stat(&host);
+    assert_eq!(first, "755:0 644:0 755:0 644:1000 ");
+    // The image shuts what was open; the host has shut one of its own accord.
+    host.ok("chmod 700 /srv/t/own");
+    let verify = host.atomic("verify modes");
+    assert!(
+        verify.code() == 1
+            && verify
+                .out()
+                .contains("/srv/t/own on the host has mode 0700 in place of 0755"),
+        "{}",
+        verify.out()
+    );
+    image([0o750, 0o600, 0o755, 0o644], 1001, "changed").push(&registry, "modes");
+    host.atomic_ok(&format!("pull {name}"));
+    let dry = host.atomic("update modes --dry-run --json");
+    for path in ["\"/srv/t\"", "/srv/t/shut", "/srv/t/theirs"] {
+        assert!(dry.out().contains(path), "{path}: {}", dry.out());
+    }
+    let update = host.atomic("update modes");
+    assert!(
+        update
+            .err()
+            .contains("/srv/t/own has mode 0700 in place of 0755, and stays so"),
+        "{}",
+        update.err()
+    );
+    assert_eq!(stat(&host), "750:0 600:0 700:0 644:1001 ");
+    assert_eq!(host.read("/srv/t/own"), "changed");
+    host.atomic_ok("rollback modes");
+    assert_eq!(stat(&host), "755:0 644:0 700:0 644:1000 ");
+    assert_eq!(host.read("/srv/t/own"), "o");
+    // What was installed before attributes were on record is left as it is.
+    host.ok(&format!(
+        "sed -i s/installed-files-attributes/unknown-to-us/ {C}/modes/info"
+    ));
+    host.atomic_ok("update modes");
+    assert_eq!(stat(&host), "755:0 644:0 755:0 644:1000 ");
+    host.atomic_ok("uninstall modes");
+    assert!(!host.exists("/srv/t"));
+}
+
+#[test]
 fn what_an_image_must_not_write_is_refused_before_anything_is_written() {
     let registry = Registry::start();
     let host = Host::boot();

@@ -77,6 +77,9 @@ fn service(port: u16) -> Image {
                 .file("exports/hostfs/usr/local/bin/greet", 0o755, "#!/bin/sh\necho greetings\n")
                 .file("exports/hostfs/etc/greet.conf", 0o644, "how=kindly\n")
                 .dir("exports/hostfs/var/lib/greet", 0o700)
+                .dir("exports/hostfs/usr/share/greet", 0o700)
+                .file("exports/hostfs/usr/share/greet/file", 0o644, "x")
+                .file("exports/hostfs/etc/profile.d/greet.sh", 0o644, "")
                 .symlink("exports/hostfs/usr/local/bin/hello", "greet"),
         )
 }
@@ -131,7 +134,10 @@ fn check_files(host: &Host) {
         assert!(stat.contains(line), "{line}: {stat}");
     }
     assert_eq!(host.ok("hello"), "greetings\n");
-    assert_eq!(host.ok("stat -c %a /var/lib/greet"), "700\n");
+    assert_eq!(
+        host.ok("stat -c %a /var/lib/greet /usr/share/greet"),
+        "700\n700\n"
+    );
     assert!(!host.exists(&format!("{CONTAINER}/rootfs/srv/fifo")));
 }
 
@@ -145,6 +151,7 @@ fn check_gone(host: &Host) {
         CONTAINER,
         "/usr/local/bin/greet",
         "/etc/greet.conf",
+        "/usr/share/greet",
         "/usr/lib/systemd/system/web.service",
     ] {
         assert!(
@@ -186,7 +193,12 @@ fn a_built_rpm_runs_its_container_where_this_program_is_not() {
     ] {
         assert!(files.lines().any(|line| line == path), "{path}: {files}");
     }
-    assert_eq!(ask("-qcp"), "/etc/greet.conf\n");
+    // Drop-in directories are of whoever reads them.
+    assert!(
+        !files.lines().any(|line| line == "/etc/profile.d"),
+        "{files}"
+    );
+    assert_eq!(ask("-qcp"), "/etc/greet.conf\n/etc/profile.d/greet.sh\n");
     let scripts = ask("-qp --scripts");
     assert!(
         scripts.contains("systemctl --no-reload preset web.service")
@@ -276,6 +288,122 @@ fn a_built_deb_runs_its_container_where_this_program_is_not() {
     assert_eq!(host.run("dpkg -V atomic-container-web").out(), "");
     host.ok("dpkg -P atomic-container-web");
     check_gone(&host);
+}
+
+/// How a built package gets onto a host.
+struct Put {
+    format: &'static str,
+    install: &'static str,
+    upgrade: &'static str,
+    downgrade: &'static str,
+    remove: &'static str,
+}
+
+fn shell(host: &Host, line: &str) {
+    let said = host.sh(line);
+    assert_eq!(said.code(), 0, "{line}: {}{}", said.out(), said.err());
+}
+
+/// A built package gives way to that of a later image and comes back, on `host`, which has not this program.
+fn upgrades(maker: &Host, host: &Host, put: &Put) {
+    let registry = Registry::start();
+    let port = free_port();
+    for number in [1, 2] {
+        let layer = Layer::new()
+            .file("exports/hostfs/etc/greet.conf", 0o644, format!("{number}"))
+            .file(
+                "exports/hostfs/usr/local/share/greet/both",
+                0o644,
+                format!("{number}"),
+            )
+            .file(
+                &format!("exports/hostfs/usr/local/share/greet/{number}"),
+                0o644,
+                "x",
+            )
+            .file(&format!("srv/{number}"), 0o644, "x");
+        images::plain(port, &format!("version {number}"))
+            .layer(layer)
+            .push(&registry, "web");
+        let name = registry.name("web");
+        maker.atomic_ok(&format!("pull {name}"));
+        shell(
+            maker,
+            &format!(
+                "cd /root && SOURCE_DATE_EPOCH={number}000000000 atomic-rs install --system-package=build \
+             --package-format={0} --name web {name} && mv atomic-container-web.{0} {number}.{0}",
+                put.format
+            ),
+        );
+        let file = format!("root/{number}.{}", put.format);
+        std::fs::copy(maker.path(&file), host.path(&file)).unwrap();
+    }
+    let at = |number: u32, conf: &str| {
+        wait_for_answer(port, &format!("version {number}"));
+        assert_eq!(host.read("/etc/greet.conf"), conf);
+        assert_eq!(host.read("/usr/local/share/greet/both"), number.to_string());
+        for number_of in [1, 2] {
+            for path in ["/usr/local/share/greet", &format!("{CONTAINER}/rootfs/srv")] {
+                let path = format!("{path}/{number_of}");
+                assert_eq!(
+                    host.exists(&path),
+                    number_of == number,
+                    "{path} in {number}"
+                );
+            }
+        }
+    };
+    shell(host, put.install);
+    host.ok("systemctl start web");
+    at(1, "1");
+    // What the service wrote and what the administrator did are not the package's to undo.
+    host.sh(&format!("echo -n mine > /etc/greet.conf; echo 1 > {CONTAINER}/rootfs/srv/written; systemctl disable web"));
+    shell(host, put.upgrade);
+    at(2, "mine");
+    assert!(host.exists(&format!("{CONTAINER}/rootfs/srv/written")));
+    assert_eq!(host.run("systemctl is-enabled web").out(), "disabled\n");
+    shell(host, put.downgrade);
+    at(1, "mine");
+    shell(host, put.remove);
+    assert_eq!(host.run("systemctl is-active web").out(), "inactive\n");
+    for path in [CONTAINER, "/usr/local/share/greet", "/etc/greet.conf"] {
+        assert!(!host.exists(path), "{path}");
+    }
+}
+
+#[test]
+fn a_built_rpm_is_upgraded_and_goes_back() {
+    let host = rpm_host(|root| std::fs::remove_file(root.join("usr/local/bin/atomic-rs")).unwrap());
+    upgrades(
+        &rpm_host(|_| {}),
+        &host,
+        &Put {
+            format: "rpm",
+            install: "rpm -i /root/1.rpm",
+            upgrade: "rpm -U /root/2.rpm",
+            downgrade: "rpm -U --oldpackage /root/1.rpm",
+            remove: "rpm -e atomic-container-web; rm /etc/greet.conf.rpmsave; true",
+        },
+    );
+}
+
+#[test]
+fn a_built_deb_is_upgraded_and_goes_back() {
+    let host = Host::boot_with(|root| {
+        std::fs::remove_file(root.join("usr/local/bin/atomic-rs")).unwrap();
+        let _ = std::fs::remove_file(root.join("usr/sbin/policy-rc.d"));
+    });
+    upgrades(
+        &Host::boot(),
+        &host,
+        &Put {
+            format: "deb",
+            install: "dpkg -i /root/1.deb",
+            upgrade: "dpkg -i --force-confold /root/2.deb",
+            downgrade: "dpkg -i --force-confold /root/1.deb",
+            remove: "dpkg -P atomic-container-web",
+        },
+    );
 }
 
 /// Version `number` of an image that brings files and no service.
@@ -845,6 +973,71 @@ fn host_files_move_between_plain_files_and_packages() {
         host.sh(&format!("ls -A {APP} /var/lib/app-state")).out(),
         ""
     );
+}
+
+#[test]
+fn a_failed_update_returns_to_the_package() {
+    let registry = Registry::start();
+    let host = rpm_host(|_| {});
+    let port = free_port();
+    let image = |text: &str| {
+        let layer = Layer::new().file("exports/hostfs/usr/local/share/app/text", 0o644, text);
+        images::plain(port, text).layer(layer)
+    };
+    image("old").push(&registry, "app");
+    host.atomic_ok(&format!(
+        "install --system-package=yes --name app {}",
+        registry.name("app")
+    ));
+    host.ok("systemctl start app");
+    let package = host.ok(RPM.version);
+    for wish in ["no", "yes"] {
+        image("new")
+            .set("Cmd", json!(["exit 1"]))
+            .set("Env", json!([format!("WISH={wish}")]))
+            .push(&registry, "app");
+        let update = host.atomic(&format!("update app --system-package={wish}"));
+        assert_eq!(update.code(), 1, "{}", update.err());
+        wait_for_answer(port, "old");
+        assert_eq!(host.ok(RPM.version), package, "{}", update.err());
+        assert_eq!(host.sh(RPM.verify).out(), "");
+        assert_eq!(host.read(&format!("{APP}/text")), "old");
+        assert_eq!(host.atomic_ok("verify app"), "");
+    }
+    host.atomic_ok("uninstall app");
+    assert!(!host.exists(APP) && !host.run(RPM.version).status.success());
+}
+
+/// Whoever may write to a directory makes a container's file mean another one.
+fn is_not_led_astray(host: &Host, asked: &Asked) {
+    let registry = Registry::start();
+    let image = |text: &str| {
+        let layer = Layer::new().file("exports/hostfs/srv/open/hosts", 0o644, text);
+        quiet(json!({})).layer(layer)
+    };
+    image("x").push(&registry, "app");
+    host.atomic_ok(&format!(
+        "install --system-package=yes --name app {}",
+        registry.name("app")
+    ));
+    host.sh("mv /srv/open /srv/moved; ln -s /etc /srv/open; echo -n x > /etc/hosts");
+    image("evil").push(&registry, "app");
+    let update = host.atomic("update app");
+    assert!(
+        update.code() == 1 && update.err().contains("/srv/open"),
+        "{}",
+        update.err()
+    );
+    assert_eq!(host.read("/etc/hosts"), "x");
+    host.atomic_ok("uninstall app");
+    assert_eq!(host.sh("cat /etc/hosts").out(), "x");
+    assert!(!host.run(asked.version).status.success());
+}
+
+#[test]
+fn a_directory_that_has_become_a_link_leads_no_package_manager_astray() {
+    is_not_led_astray(&rpm_host(|_| {}), &RPM);
+    is_not_led_astray(&Host::boot(), &DPKG);
 }
 
 #[test]

@@ -276,7 +276,12 @@ fn add_host_files(
     wanted: &Wanted,
     files: &dyn crate::safefs::Files,
 ) -> Result<()> {
-    let known: Vec<Utf8PathBuf> = entries.iter().map(|entry| entry.path.clone()).collect();
+    let known: BTreeSet<Utf8PathBuf> = entries.iter().map(|entry| entry.path.clone()).collect();
+    for (path, owner) in wanted.own_dirs() {
+        if !known.contains(path) {
+            entries.push(Entry::dir(path, owner));
+        }
+    }
     for file in &wanted.files {
         if known.contains(&file.target) {
             fail!(

@@ -351,12 +351,18 @@ impl Effects {
             change,
         };
         let dirs = compared.make_dirs.iter().map(|(path, _)| of(path, "added"));
+        let dir_changes = compared.change_dirs.iter();
+        let dir_changes = dir_changes.map(|change| of(&change.path, "changed"));
         let new = compared.create.iter().map(|file| of(&file.target, "added"));
         let changed = compared.replace.iter();
         let changed = changed.map(|file| of(&file.target, "changed"));
         let gone = compared.remove.iter().map(|path| of(path, "removed"));
-        self.files
-            .extend(dirs.chain(new).chain(changed).chain(gone));
+        self.files.extend(
+            dirs.chain(dir_changes)
+                .chain(new)
+                .chain(changed)
+                .chain(gone),
+        );
     }
 
     /// As lines of text.

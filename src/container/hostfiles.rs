@@ -15,7 +15,8 @@ use crate::error::{Kind, Result};
 use crate::fail;
 use crate::hostfiles::package::{Format, Manager};
 use crate::hostfiles::{
-    Comparison, Kind as FileKind, Record, Request, Rules, State, Wanted, compare, wanted,
+    Comparison, Kind as FileKind, Record, Request, Rules, State, Wanted, attributes, compare,
+    wanted,
 };
 use crate::image::ImageConfig;
 use crate::pull::Silent;
@@ -105,6 +106,13 @@ pub fn plan(
     }
     info.installed_files = compared.record.keys().cloned().collect();
     info.installed_files_checksum.clone_from(&compared.record);
+    let none = attributes::Record::new();
+    let last = before.map_or(&none, |(info, _)| &info.installed_files_attributes);
+    info.installed_files_attributes = match source {
+        Source::Plain => attributes::plain(&mut compared, last)?,
+        // The package manager sees to them.
+        _ => attributes::record(&compared, last),
+    };
     let package = match wish.package {
         Package::Ready => packages::ready(config, wish.name, (info, wish.slot), &compared, before)?,
         Package::New(_, image) => {
@@ -264,6 +272,13 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, change: &HostChange) {
                 });
             }
         }
+        for change in &compared.change_dirs {
+            plan.switch.push(Step::ChangeDirectory {
+                path: change.path.clone(),
+                from: change.from,
+                to: change.to,
+            });
+        }
         place_steps(plan, slot, compared, was_packaged);
         if !was_packaged {
             for target in &compared.remove {
@@ -409,6 +424,10 @@ pub fn verify(info: &Info) -> Result<Vec<String>> {
             problems.push(format!("{path} is missing on the host"));
         } else if !says_nothing && !state.is_as_recorded(recorded) {
             problems.push(format!("{path} on the host is not what was installed"));
+        } else if let Some(recorded) = info.installed_files_attributes.get(path.as_str())
+            && let Some(difference) = attributes::differs(&path, recorded)?
+        {
+            problems.push(format!("{path} on the host {difference}"));
         }
     }
     Ok(problems)

@@ -160,10 +160,7 @@ impl Source {
         }
         if let Some(bytes) = own(files, format)? {
             let spool = Spool::new("own.rpm")?;
-            let path = spool.path();
-            crate::safefs::write_new_file(path.as_std_path(), &bytes, 0o600)?;
-            let contents = Contents::read(path)
-                .map_err(|error| error.within(format_args!("the image's {OWN}")))?;
+            let contents = write_own(&bytes, spool.path())?;
             let manager = Manager::new(format)?;
             return Ok(Self::Own(manager, Arc::new(spool), Box::new(contents)));
         }

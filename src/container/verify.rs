@@ -219,7 +219,7 @@ pub fn repair(
 
 /// Where a deployment's `config.json` mounts something, with all directories above.
 fn mount_points(deployment: &Utf8Path) -> HashSet<String> {
-    let config = read_config(deployment).unwrap_or_default();
+    let config: serde_json::Value = read_config(deployment).unwrap_or_default();
     config["mounts"]
         .as_array()
         .into_iter()

@@ -2,7 +2,7 @@
 //!
 //! JSON with the keys the original `atomic` wrote; missing ones are tolerated, unknown ones kept.
 //! Ours: `user-values`, `source`, `platform`, `options`, `persistent`, `health`, `owner-layer`,
-//! `owned`, `package`, `package-mode`.
+//! `owned`, `package`, `package-mode`, `installed-files-attributes`.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Context as _, Kind, Result};
-use crate::hostfiles::package;
+use crate::hostfiles::{attributes, package};
 use crate::runtime::Health;
 use crate::runtime::spec::{Owned, RunOptions};
 
@@ -38,6 +38,9 @@ pub struct Info {
     pub installed_files: Vec<String>,
     /// Their checksums.
     pub installed_files_checksum: BTreeMap<String, String>,
+    /// Their modes, owners and extended attributes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub installed_files_attributes: attributes::Record,
     /// Which of them are templates.
     pub installed_files_template: Vec<String>,
     /// Renames applied to them.

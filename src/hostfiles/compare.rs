@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::attributes::DirChange;
 use super::payload::State;
 use super::wanted::{HostFile, Kind, Owner, Wanted};
 use crate::error::{Kind as ErrorKind, Result};
@@ -35,6 +36,8 @@ pub struct Comparison {
     pub remove_dirs: Vec<Utf8PathBuf>,
     /// Every directory on record afterwards.
     pub dirs: Vec<(Utf8PathBuf, Owner)>,
+    /// Those of them whose mode or owner changes.
+    pub change_dirs: Vec<DirChange>,
     /// What is installed afterwards.
     pub record: Record,
     /// What is left as it is, and why.
@@ -141,7 +144,7 @@ impl Comparison {
             above.push(dir);
         }
         for dir in above.into_iter().rev() {
-            let owner = wanted.parents.get(dir).copied().unwrap_or((0o755, 0, 0));
+            let owner = wanted.owner_of_dir(dir);
             self.record.insert(dir.to_string(), "0".into());
             self.make_dirs.push((dir.to_owned(), owner));
         }

@@ -7,8 +7,9 @@
 //! # Checksums on record
 //! `installed-files-checksum` of `info` maps a path to the SHA-256 of a file's content in hexadecimal,
 //! to `link:TARGET` for a symbolic link, and to `0` for a directory. The original wrote `0` for
-//! links as well.
+//! links as well. What files have beside their content is in `installed-files-attributes`.
 
+pub mod attributes;
 mod compare;
 pub mod package;
 mod payload;

@@ -122,6 +122,11 @@ fn new_file(at: &Path) -> std::io::Result<File> {
     options.write(true).create_new(true).mode(0o600).open(at)
 }
 
+/// The directory of a host file, if it is there.
+pub(super) fn locate(path: &Utf8Path) -> Result<Option<Parent>> {
+    Parent::open(follow_merged(path).as_std_path(), false)
+}
+
 /// What is at a path of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -148,8 +153,7 @@ impl State {
             return Ok(Self::There("0".into()));
         }
         let failed = || format!("cannot read {path}");
-        let path = follow_merged(path);
-        let parent = match Parent::open(path.as_std_path(), false) {
+        let parent = match locate(path) {
             Ok(Some(parent)) => parent,
             // Also where a directory above gave way to a file.
             Ok(None) => return Ok(Self::Missing),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::payload::Payload;
@@ -53,6 +53,77 @@ pub struct Wanted {
     pub files: Vec<HostFile>,
     /// Directories that may have to be made for them, with mode, owner and group in the image.
     pub parents: BTreeMap<Utf8PathBuf, Owner>,
+}
+
+/// Directories that every host has or that are its packages' in common, and so no one container's.
+/// Source: FHS 3.0 and file-hierarchy(7).
+const COMMON: [&str; 42] = [
+    "/",
+    "/etc",
+    "/etc/default",
+    "/etc/opt",
+    "/etc/systemd",
+    "/etc/systemd/system",
+    "/etc/systemd/user",
+    "/etc/udev",
+    "/etc/xdg",
+    "/home",
+    "/mnt",
+    "/opt",
+    "/root",
+    "/run",
+    "/srv",
+    "/tmp",
+    "/usr",
+    "/usr/bin",
+    "/usr/include",
+    "/usr/lib",
+    "/usr/lib/systemd",
+    "/usr/lib/systemd/system",
+    "/usr/lib/systemd/user",
+    "/usr/lib/udev",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/local",
+    "/usr/local/bin",
+    "/usr/local/etc",
+    "/usr/local/lib",
+    "/usr/local/sbin",
+    "/usr/local/share",
+    "/usr/sbin",
+    "/usr/share",
+    "/usr/share/doc",
+    "/usr/share/man",
+    "/usr/src",
+    "/var",
+    "/var/cache",
+    "/var/lib",
+    "/var/log",
+    "/var/spool",
+];
+
+impl Wanted {
+    /// The directories above the files that are there for this image alone, wherever it is installed. A
+    /// directory of drop-ins (`NAME.d`) and what is above it are of whoever reads it.
+    pub fn own_dirs(&self) -> BTreeMap<&Utf8Path, Owner> {
+        let mut out = BTreeMap::new();
+        for file in &self.files {
+            let above = file.target.ancestors().skip(1);
+            let own: Vec<_> = above
+                .take_while(|dir| !COMMON.contains(&dir.as_str()))
+                .collect();
+            if own.iter().any(|dir| dir.extension() == Some("d")) {
+                continue;
+            }
+            out.extend(own.into_iter().map(|dir| (dir, self.owner_of_dir(dir))));
+        }
+        out
+    }
+
+    /// Mode, owner and group of a directory that is made for a file.
+    pub(super) fn owner_of_dir(&self, path: &Utf8Path) -> Owner {
+        self.parents.get(path).copied().unwrap_or((0o755, 0, 0))
+    }
 }
 
 /// What decides how the files are called and filled in.

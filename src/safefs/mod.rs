@@ -15,7 +15,7 @@ pub use atomic::{
 pub use files::{FileStat, Files, Node, Walked};
 pub use lock::{Lock, Mode};
 pub use parent::Parent;
-pub use root::Root;
+pub use root::{Root, xattrs_of};
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;

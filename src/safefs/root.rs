@@ -178,7 +178,14 @@ fn walk_below(directory: &File, above: &str, out: &mut Vec<Walked>) -> Result<()
 /// No list of names and no value is longer. Source: `linux/limits.h`.
 const XATTR_BYTES: usize = 65536;
 
-/// The extended attributes of an open file, as far as others may give them to files of theirs.
+/// The extended attributes of the file at `path`, which must not be a link, as far as others may give them
+/// to files of theirs.
+pub fn xattrs_of(path: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(xattrs(&rustix::fs::open(path, flags, Mode::empty())?)?)
+}
+
+/// Those of an open file.
 fn xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
     // A descriptor for the path alone has none.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());

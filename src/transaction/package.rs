@@ -11,47 +11,61 @@ use crate::deployment::Paths;
 use crate::error::Result;
 use crate::hostfiles::package::Manager;
 
-/// Bring the container's package from one version to another, or to none. Files that somebody changed
-/// wait beside themselves while the package manager is at work.
-pub(super) fn change_package(
-    host: &Host<'_>,
-    paths: &Paths,
-    plan: &Plan,
-    (from, to): (Option<&Shipment>, Option<&Shipment>),
-    keep: &[Utf8PathBuf],
-) -> Result<()> {
-    if host.is_resuming() {
-        settle(paths, [from, to]);
-    }
-    aside(host, paths, plan, keep, Way::Aside)?;
-    let changed = to_version(host, paths, from, to);
-    let released = aside(host, paths, plan, keep, Way::Back);
-    // What the commit point promises must be on disk before it is; package managers do not see to that
-    // for every file.
-    rustix::fs::sync();
-    changed.and(released)
+/// A change of the container's package.
+pub(super) struct PackageChange<'a> {
+    pub host: &'a Host<'a>,
+    pub paths: &'a Paths,
+    pub plan: &'a Plan,
+    /// Files that somebody changed.
+    pub keep: &'a [Utf8PathBuf],
 }
 
-/// The way back. After a kill the package manager may have been anywhere in between, and what it brought
-/// of the new version is known to nobody: so that is brought to its end first.
-pub(super) fn return_package(
-    host: &Host<'_>,
-    paths: &Paths,
-    plan: &Plan,
-    (from, to): (Option<&Shipment>, Option<&Shipment>),
-    keep: &[Utf8PathBuf],
-) -> Result<()> {
-    if host.is_resuming()
-        && let Some(new) = to
-        && !exists(&paths.staged(new.slot, &plan.id))
-    {
-        settle(paths, [from, to]);
-        aside(host, paths, plan, keep, Way::Aside)?;
-        if let Err(error) = to_version(host, paths, from, to) {
-            tracing::warn!(%error, "the new package is given up");
+impl PackageChange<'_> {
+    /// Bring the package from one version to another, or to none. Files that somebody changed wait
+    /// beside themselves while the package manager is at work.
+    pub(super) fn make(&self, from: Option<&Shipment>, to: Option<&Shipment>) -> Result<()> {
+        if self.host.is_resuming() {
+            settle(self.paths, [from, to]);
         }
+        self.move_kept(Way::Aside)?;
+        let changed = to_version(self.host, self.paths, from, to);
+        let released = self.move_kept(Way::Back);
+        // What the commit point promises must be on disk before it is; package managers do not see to
+        // that for every file.
+        rustix::fs::sync();
+        changed.and(released)
     }
-    change_package(host, paths, plan, (to, from), keep)
+
+    /// The way back. After a kill the package manager may have been anywhere in between, and what it
+    /// brought of the new version is known to nobody: so that is brought to its end first.
+    pub(super) fn undo(&self, from: Option<&Shipment>, to: Option<&Shipment>) -> Result<()> {
+        if self.host.is_resuming()
+            && let Some(new) = to
+            && !exists(&self.paths.staged(new.slot, &self.plan.id))
+        {
+            settle(self.paths, [from, to]);
+            self.move_kept(Way::Aside)?;
+            if let Err(error) = to_version(self.host, self.paths, from, to) {
+                tracing::warn!(%error, "the new package is given up");
+            }
+        }
+        self.make(to, from)
+    }
+
+    /// Move files that somebody changed out of the package manager's way, or back. What is behind a
+    /// link that somebody put in the way is nobody's business.
+    fn move_kept(&self, way: Way) -> Result<()> {
+        let mut all = Ok(());
+        for target in self.keep {
+            let spot = Spot::open(self.host, self.paths, target, &self.plan.id);
+            let done = spot.and_then(|spot| match way {
+                Way::Aside => spot.keep(),
+                Way::Back => spot.release(),
+            });
+            all = all.and(passed_over(done));
+        }
+        all
+    }
 }
 
 fn to_version(
@@ -91,24 +105,4 @@ fn settle(paths: &Paths, shipments: [Option<&Shipment>; 2]) {
 enum Way {
     Aside,
     Back,
-}
-
-/// Move files that somebody changed out of a package manager's way, or back. What is behind a link that
-/// somebody put in the way is nobody's business.
-fn aside(
-    host: &Host<'_>,
-    paths: &Paths,
-    plan: &Plan,
-    keep: &[Utf8PathBuf],
-    way: Way,
-) -> Result<()> {
-    let mut all = Ok(());
-    for target in keep {
-        let done = Spot::open(host, paths, target, &plan.id).and_then(|spot| match way {
-            Way::Aside => spot.keep(),
-            Way::Back => spot.release(),
-        });
-        all = all.and(passed_over(done));
-    }
-    all
 }

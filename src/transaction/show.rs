@@ -25,6 +25,14 @@ impl fmt::Display for Step {
             Self::StageFile { target, .. } | Self::StageHostFile { target, .. } => {
                 write!(f, "prepare {target}")
             }
+            Self::ChangeDirectory {
+                path,
+                to: (mode, uid, gid),
+                ..
+            } => write!(
+                f,
+                "give {path} the mode {mode:04o} and the owner {uid}:{gid}"
+            ),
             Self::MakeDirectory { path, .. } => write!(f, "create the directory {path}"),
             Self::FetchPackages { wants, .. } => {
                 let list: Vec<String> = wants.iter().map(ToString::to_string).collect();

@@ -174,11 +174,16 @@ impl<'a> Spot<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(error).context(failed),
         }
-        let made = safefs::open_dir(&names.at).context(failed)?;
-        std::os::unix::fs::fchown(&made, Some(uid), Some(gid)).context(failed)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        made.set_permissions(mode).context(failed)?;
+        give(&names.at, (mode, uid, gid)).context(failed)?;
         self.host.label(&names.at, &self.target)
+    }
+
+    /// Give it, a directory, another mode and owner. What is there no more is left.
+    pub(super) fn change_directory(&self, owner: Owner) -> Result<()> {
+        let Some(names) = self.names().filter(|names| names.at.is_dir()) else {
+            return Ok(());
+        };
+        give(&names.at, owner).context(|| format!("cannot change {}", self.target))
     }
 
     /// Remove it, a directory, unless somebody uses it.
@@ -193,6 +198,12 @@ impl<'a> Spot<'a> {
     fn told(&self, result: Result<()>) -> Result<()> {
         result.map_err(|error| error.within(&self.target))
     }
+}
+
+fn give(directory: &Path, (mode, uid, gid): Owner) -> std::io::Result<()> {
+    let directory = safefs::open_dir(directory)?;
+    std::os::unix::fs::fchown(&directory, Some(uid), Some(gid))?;
+    directory.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
 
 struct Names {

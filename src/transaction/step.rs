@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{deploy, exists, point, rename};
 use super::host::Host;
-use super::package::{change_package, return_package};
+use super::package::PackageChange;
 use super::plan::Plan;
 use super::spot::{Spot, passed_over};
 use crate::deployment::owners::{self, OwnerLayer};
@@ -103,6 +103,15 @@ pub enum Step {
         path: Utf8PathBuf,
         /// Mode, owner and group.
         owner: (u32, u32, u32),
+    },
+    /// Give a directory of the host another mode and owner.
+    ChangeDirectory {
+        /// The directory.
+        path: Utf8PathBuf,
+        /// Mode, owner and group before.
+        from: (u32, u32, u32),
+        /// Mode, owner and group after.
+        to: (u32, u32, u32),
     },
     /// Write a file that the image brings for the host beside where it will go.
     StageHostFile {
@@ -303,6 +312,7 @@ impl Step {
                 spot(target)?.stage(write)
             }
             Self::MakeDirectory { path, owner } => spot(path)?.make_directory(*owner),
+            Self::ChangeDirectory { path, to, .. } => spot(path)?.change_directory(*to),
             Self::StageHostFile {
                 slot,
                 target,
@@ -344,9 +354,13 @@ impl Step {
                 }
                 Ok(())
             }
-            Self::ChangePackage { from, to, keep } => {
-                change_package(host, paths, plan, (from.as_ref(), to.as_ref()), keep)
+            Self::ChangePackage { from, to, keep } => PackageChange {
+                host,
+                paths,
+                plan,
+                keep,
             }
+            .make(from.as_ref(), to.as_ref()),
             Self::StopUnit { unit } => host.with_manager(|manager| manager.stop(unit)),
             Self::RemoveVolatile { lines } => {
                 let removed = if host.config().is_system {
@@ -474,9 +488,16 @@ impl Step {
                 // Not empty means that somebody else uses it by now.
                 passed_over(spot(path).map(|spot| spot.remove_empty()))
             }
-            Self::ChangePackage { from, to, keep } => {
-                return_package(host, paths, plan, (from.as_ref(), to.as_ref()), keep)
+            Self::ChangeDirectory { path, from, .. } => {
+                passed_over(spot(path).and_then(|spot| spot.change_directory(*from)))
             }
+            Self::ChangePackage { from, to, keep } => PackageChange {
+                host,
+                paths,
+                plan,
+                keep,
+            }
+            .undo(from.as_ref(), to.as_ref()),
             Self::Disable { unit } if plan.was_enabled => {
                 host.with_manager(|manager| manager.enable(unit))
             }

@@ -51,7 +51,7 @@ impl Fields {
             let ours = format!("atomic.{name}");
             let own = labels.iter().find(|(key, _)| key.to_lowercase() == ours);
             let standard = labels.get_key_value(&format!("org.opencontainers.image.{standard}"));
-            own.or(standard.filter(|_| !standard_is_empty(standard)))
+            own.or(standard)
                 .map(|(_, value)| one_line(value))
                 .filter(|value| !value.is_empty())
         };
@@ -78,10 +78,6 @@ impl Fields {
             conflicts: relations("conflicts")?,
         })
     }
-}
-
-fn standard_is_empty(found: Option<(&String, &String)>) -> bool {
-    found.is_none_or(|(_, value)| value.trim().is_empty())
 }
 
 fn one_line(text: &str) -> String {
