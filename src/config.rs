@@ -84,6 +84,8 @@ pub struct Config {
     pub selinux_file_contexts: Option<Utf8PathBuf>,
     /// Most bytes one layer may unpack to.
     pub max_layer_bytes: u64,
+    /// So many bytes of files may wait in memory for being written during a pull.
+    pub import_memory_bytes: usize,
     /// True for root: the system's store, whose files keep their owners.
     pub is_system: bool,
     /// Whether we were asked to end.
@@ -106,6 +108,7 @@ struct File {
     package_signer: Option<String>,
     selinux_file_contexts: Option<Utf8PathBuf>,
     max_layer_bytes: Option<u64>,
+    import_memory_bytes: Option<usize>,
 }
 
 const CONFIG_FILE: &str = "/etc/atomic-rs.toml";
@@ -113,6 +116,7 @@ const DEFAULT_CHECKOUTS: &str = "/var/lib/containers/atomic";
 const DEFAULT_STOP_TIMEOUT: u32 = 10;
 const DEFAULT_WATCH: u32 = 15;
 const DEFAULT_MAX_LAYER_BYTES: u64 = 64 << 30;
+const DEFAULT_IMPORT_MEMORY_BYTES: usize = 48 << 20;
 
 impl Config {
     /// The configuration for whoever runs us: root has the system's store, everyone else their
@@ -201,6 +205,9 @@ impl Config {
             package_signer: file.package_signer,
             selinux_file_contexts: file.selinux_file_contexts,
             max_layer_bytes: file.max_layer_bytes.unwrap_or(DEFAULT_MAX_LAYER_BYTES),
+            import_memory_bytes: file
+                .import_memory_bytes
+                .unwrap_or(DEFAULT_IMPORT_MEMORY_BYTES),
         })
     }
 }

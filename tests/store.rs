@@ -81,6 +81,8 @@ fn layers_are_merged_with_whiteouts_opaque_directories_and_replaced_kinds() {
         .dir("etc", 0o750)
         .file("etc/gone", 0o644, "x")
         .file("etc/kept", 0o640, "x")
+        // Of nothing, and not to be seen.
+        .whiteout("etc", "never")
         .dir("opaque", 0o700)
         .file("opaque/old", 0o644, "x")
         .dir("opaque/sub", 0o755)
@@ -123,6 +125,36 @@ fn layers_are_merged_with_whiteouts_opaque_directories_and_replaced_kinds() {
             "was-link/inside f 644 0",
         ]
     );
+}
+
+#[test]
+fn layers_are_inflated_at_the_same_time() {
+    if std::thread::available_parallelism().unwrap().get() == 1 {
+        return;
+    }
+    let content = |seed: u32| -> Vec<u8> {
+        let mut state = seed;
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .take(8_000_000)
+        .collect()
+    };
+    let layer = |seed: u32| Layer::new().file(&format!("file-{seed}"), 0o644, content(seed));
+    let store = Store::new();
+    let layout = store.scratch.join("layout");
+    Image::new().layer(layer(1)).layer(layer(2)).write(&layout);
+    let said = store.atomic(&["--debug", "pull", &format!("oci:{}", layout.display())]);
+    assert_eq!(said.code(), 0, "{}", said.err());
+    let log = said.err();
+    let steps: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("layer{"))
+        .filter_map(|line| line.split_once("}: "))
+        .map(|(_, step)| step.split(' ').next().unwrap())
+        .collect();
+    assert_eq!(steps, ["begins", "begins", "is", "is"], "{log}");
 }
 
 #[test]
@@ -474,6 +506,16 @@ fn kills_during_pulls_and_prunes_leave_no_commit_without_its_tree() {
             fsck(&format!("prune {n}"));
         }
     }
+    let _ = std::fs::remove_dir_all(&layout);
+    image(41).write(&layout);
     assert!(store.pull(&layout).status.success());
     fsck("the end");
+    // What the killed ones were about to write was swept.
+    let tmp = std::fs::read_dir(store.scratch.join("c/.storage/ostree/tmp")).unwrap();
+    let left: Vec<_> = tmp
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("atomic-rs-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }

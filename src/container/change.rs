@@ -222,7 +222,7 @@ pub(super) fn check_return(paths: &Paths, from: Slot) -> Result<()> {
     if !current.join("rootfs").is_dir() {
         return Err(missing(&format!("{current}/rootfs is not there")));
     }
-    if read_config(&current).is_none() {
+    if read_config::<serde_json::Value>(&current).is_none() {
         return Err(missing(&format!(
             "{current}/config.json is missing or broken"
         )));

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, in_use, installed, preinstalled, read_config};
@@ -49,16 +49,11 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let units: Vec<String> = names.iter().map(ContainerName::unit).collect();
-    let unit_refs: Vec<&str> = units.iter().map(String::as_str).collect();
-    let states =
-        match Manager::connect(config.is_system).and_then(|manager| manager.statuses(&unit_refs)) {
-            Ok(states) => states,
-            Err(error) => {
-                tracing::warn!(%error, "the states of the containers are not known");
-                HashMap::new()
-            }
-        };
+    let states = Manager::connect(config.is_system).and_then(|manager| manager.statuses());
+    let states = states.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the states of the containers are not known");
+        HashMap::new()
+    });
     Ok(names
         .iter()
         .map(|name| row(config, name, states.get(&name.unit())))
@@ -104,15 +99,22 @@ pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -
     }
 }
 
+/// The part of a `config.json` that is listed; the rest is passed over.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    process: Process,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Process {
+    args: Vec<String>,
+}
+
 fn command(deployment: &camino::Utf8Path) -> String {
-    let config = read_config(deployment).unwrap_or_default();
-    let words: Vec<&str> = config["process"]["args"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(serde_json::Value::as_str)
-        .collect();
-    words.join(" ")
+    let spec: Spec = read_config(deployment).unwrap_or_default();
+    spec.process.args.join(" ")
 }
 
 /// Seconds since 1970 as local time, `YYYY-MM-DD HH:MM`.

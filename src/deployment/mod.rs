@@ -14,6 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -271,7 +272,7 @@ pub fn installed(config: &Config) -> Result<Vec<ContainerName>> {
 }
 
 /// The `config.json` of a deployment, unless it is missing or broken.
-pub fn read_config(deployment: &Utf8Path) -> Option<serde_json::Value> {
+pub fn read_config<T: DeserializeOwned>(deployment: &Utf8Path) -> Option<T> {
     let text = std::fs::read(deployment.join("config.json")).ok()?;
     serde_json::from_slice(&text).ok()
 }

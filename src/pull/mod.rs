@@ -1,6 +1,6 @@
 //! Reference in, stored image out: the one door through which images come.
 
-use std::io::Read;
+mod layers;
 
 use crate::config::Config;
 use crate::error::{Kind, Result};
@@ -12,9 +12,10 @@ use crate::image::{
 use crate::store::images::MAX_CONFIG_BYTES;
 use crate::store::{self, LayerRoot, Recorded, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
+use layers::Wanted;
 
-/// Hears how a pull goes.
-pub trait Progress {
+/// Hears how a pull goes, from several threads in turn.
+pub trait Progress: Send {
     /// `layers` layers of `bytes` bytes in all will be fetched; `present` are in the store already.
     fn begin(&mut self, layers: usize, present: usize, bytes: u64);
     /// A layer's turn.
@@ -89,6 +90,7 @@ impl Remote {
             fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
         };
         transport::enforce_policy(config, &source, &fetched)?;
+        tracing::debug!("is open");
         if let Some(wanted) = &access.platform {
             let found = ImageConfig::parse(&source.read_blob(&image, MAX_CONFIG_BYTES)?)?;
             check_platform(&found, wanted)?;
@@ -164,16 +166,7 @@ impl Remote {
     /// changed.
     pub fn heal(self, config: &Config, store: &Store, progress: &mut dyn Progress) -> Result<()> {
         let _held = config.interrupt.hold();
-        bring_in(
-            store,
-            &self.source,
-            &self.fetched,
-            (&self.config, &self.layers),
-            None,
-            config.keep_blobs,
-            progress,
-        )
-        .map(|_| ())
+        self.bring_in(config, store, false, progress).map(|_| ())
     }
 
     /// Bring it into the store; only blobs that are missing are read.
@@ -192,15 +185,7 @@ impl Remote {
         let (fetched, skipped, foreign) = if unchanged {
             (0, 0, None)
         } else {
-            bring_in(
-                store,
-                &self.source,
-                &self.fetched,
-                (&self.config, &self.layers),
-                Some((&self.name, &self.recorded)),
-                config.keep_blobs,
-                progress,
-            )?
+            self.bring_in(config, store, true, progress)?
         };
         if let Some(image) = store.image(&self.name.to_string())? {
             for name in &self.also {
@@ -217,6 +202,89 @@ impl Remote {
             unchanged,
         })
     }
+
+    /// Bring what is missing into the store, the image itself only if it `is_named`.
+    fn bring_in(
+        &self,
+        config: &Config,
+        store: &Store,
+        is_named: bool,
+        progress: &mut dyn Progress,
+    ) -> Result<(usize, u64, Option<Platform>)> {
+        let (source, fetched, layers) = (&self.source, &self.fetched, &self.layers);
+        let missing = self.missing(store)?;
+        let is_missing = |blob: &Descriptor| missing.iter().any(|m| m.digest == blob.digest);
+        let config_bytes = source.read_blob(&self.config, MAX_CONFIG_BYTES)?;
+        let image_config = ImageConfig::parse(&config_bytes)?;
+        let diff_ids = &image_config.rootfs.diff_ids;
+        if diff_ids.len() != layers.len() {
+            fail!(
+                Kind::Invalid,
+                "the image config names {} layers and the manifest {}",
+                diff_ids.len(),
+                layers.len()
+            );
+        }
+        let mut wanted: Vec<Wanted<'_>> = Vec::new();
+        for (layer, diff_id) in layers.iter().zip(diff_ids) {
+            let is_known = |known: &Wanted<'_>| known.layer.digest == layer.digest;
+            if is_missing(layer) && !wanted.iter().any(is_known) {
+                let diff_id = *diff_id;
+                wanted.push(Wanted { layer, diff_id });
+            }
+        }
+        let bytes = wanted.iter().map(|wanted| wanted.layer.size).sum();
+        let present = layers.iter().filter(|layer| !is_missing(layer)).count();
+        progress.begin(wanted.len(), present, bytes);
+        let import = store.import(config.keep_blobs)?;
+        tracing::debug!(layers = wanted.len(), bytes, "pull");
+        let read = layers::fetch(
+            &import,
+            source,
+            &wanted,
+            config.import_memory_bytes,
+            progress,
+        )?;
+        let mut imported: Vec<(Digest, LayerRoot)> = Vec::new();
+        let mut skipped = 0;
+        for (wanted, layer) in wanted.iter().zip(read) {
+            import.layer(wanted.layer, &layer)?;
+            skipped += layer.skipped;
+            imported.push((wanted.layer.digest, layer.root));
+        }
+        let mut roots: Vec<LayerRoot> = Vec::with_capacity(layers.len());
+        for layer in layers {
+            if let Some((_, root)) = imported.iter().find(|(digest, _)| *digest == layer.digest) {
+                roots.push(root.clone());
+                continue;
+            }
+            let Some(commit) = store.resolve(&refname::blob_ref(layer.digest))? else {
+                fail!(
+                    Kind::NotFound,
+                    "the layer {} was removed from the store meanwhile: pull the image again",
+                    layer.digest
+                );
+            };
+            roots.push(LayerRoot::of_commit(store.repo(), &commit)?);
+        }
+        progress.end();
+        if is_missing(&self.config) {
+            import.config(self.config.digest, &config_bytes)?;
+        }
+        if is_named {
+            import.image(
+                &self.name,
+                &self.recorded,
+                &fetched.bytes,
+                fetched.digest,
+                &roots,
+            )?;
+        } else {
+            import.tree(fetched.digest, &roots)?;
+        }
+        import.commit()?;
+        Ok((wanted.len(), skipped, image_config.foreign_platform()))
+    }
 }
 
 /// Bring the image at `reference` into the store: [`Remote::open`] and [`Remote::fetch`].
@@ -228,94 +296,6 @@ pub fn pull(
     progress: &mut dyn Progress,
 ) -> Result<Pulled> {
     Remote::open(config, reference, access)?.fetch(config, store, progress)
-}
-
-fn bring_in(
-    store: &Store,
-    source: &Source,
-    fetched: &FetchedManifest,
-    (config_descriptor, layers): (&Descriptor, &[Descriptor]),
-    name: Option<(&Name, &Recorded)>,
-    keeps_blobs: bool,
-    progress: &mut dyn Progress,
-) -> Result<(usize, u64, Option<Platform>)> {
-    let missing = store::missing_blobs(store, &fetched.manifest)?;
-    let wanted: Vec<&Descriptor> = layers
-        .iter()
-        .filter(|layer| missing.iter().any(|m| m.digest == layer.digest))
-        .collect();
-    let config_bytes = source.read_blob(config_descriptor, MAX_CONFIG_BYTES)?;
-    let image_config = ImageConfig::parse(&config_bytes)?;
-    let diff_ids = &image_config.rootfs.diff_ids;
-    if diff_ids.len() != layers.len() {
-        fail!(
-            Kind::Invalid,
-            "the image config names {} layers and the manifest {}",
-            diff_ids.len(),
-            layers.len()
-        );
-    }
-    let bytes = wanted.iter().map(|layer| layer.size).sum();
-    progress.begin(wanted.len(), layers.len() - wanted.len(), bytes);
-    let import = store.import(keeps_blobs)?;
-    let mut roots: Vec<LayerRoot> = Vec::with_capacity(layers.len());
-    let mut skipped = 0;
-    let mut imported: Vec<(Digest, LayerRoot)> = Vec::new();
-    for (layer, diff_id) in layers.iter().zip(diff_ids) {
-        if let Some((_, root)) = imported.iter().find(|(digest, _)| *digest == layer.digest) {
-            roots.push(root.clone());
-            continue;
-        }
-        if !wanted.iter().any(|w| w.digest == layer.digest) {
-            let Some(commit) = store.resolve(&refname::blob_ref(layer.digest))? else {
-                fail!(
-                    Kind::NotFound,
-                    "the layer {} was removed from the store meanwhile: pull the image again",
-                    layer.digest
-                );
-            };
-            roots.push(LayerRoot::of_commit(store.repo(), &commit)?);
-            continue;
-        }
-        progress.layer(layer.digest, layer.size);
-        let mut reader = source.blob(layer)?;
-        let result = import.layer(
-            layer,
-            Counting {
-                reader: &mut reader,
-                progress,
-            },
-        );
-        // skopeo knows best why a stream ended early; our own checks name the layer.
-        let finished = reader.finish();
-        finished?;
-        let done = result?;
-        if done.diff_id != *diff_id {
-            fail!(
-                Kind::Invalid,
-                "the layer {} unpacks to {}, but the image config says {diff_id}",
-                layer.digest,
-                done.diff_id
-            );
-        }
-        skipped += done.skipped;
-        imported.push((layer.digest, done.root.clone()));
-        roots.push(done.root);
-    }
-    progress.end();
-    if missing.iter().any(|m| m.digest == config_descriptor.digest) {
-        import.config(config_descriptor.digest, &config_bytes)?;
-    }
-    match name {
-        Some((name, recorded)) => {
-            import.image(name, recorded, &fetched.bytes, fetched.digest, &roots)?;
-        }
-        None => {
-            import.tree(fetched.digest, &roots)?;
-        }
-    }
-    import.commit()?;
-    Ok((wanted.len(), skipped, image_config.foreign_platform()))
 }
 
 /// Refuse an image for another platform than was asked for: one that is not in an index is what it
@@ -354,17 +334,4 @@ pub fn all_in(config: &Config, reference: &Reference) -> Vec<Reference> {
             name: Some(name),
         })
         .collect()
-}
-
-struct Counting<'a, R> {
-    reader: R,
-    progress: &'a mut dyn Progress,
-}
-
-impl<R: Read> Read for Counting<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.reader.read(buffer)?;
-        self.progress.advance(n as u64);
-        Ok(n)
-    }
 }

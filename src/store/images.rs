@@ -133,7 +133,7 @@ impl Store {
     }
 
     fn load_image(&self, name: &str, commit: &str) -> Result<StoredImage> {
-        let metadata = objects::commit_metadata(&self.repo, commit)?;
+        let (metadata, created) = objects::commit_metadata_and_time(&self.repo, commit)?;
         let manifest_text = metadata_string(&metadata, "docker.manifest");
         let manifest = manifest_text
             .as_deref()
@@ -145,7 +145,7 @@ impl Store {
         Ok(StoredImage {
             name: name.to_owned(),
             commit: commit.to_owned(),
-            created: objects::commit_timestamp(&self.repo, commit)?,
+            created,
             manifest,
             manifest_text,
             digest,
@@ -275,17 +275,28 @@ impl Store {
             .map(Manifest::layer_digests)
             .unwrap_or_default()
         {
-            if let Some(commit) = self.resolve(&blob_ref(digest))? {
-                let metadata = objects::commit_metadata(&self.repo, &commit)?;
-                let number = |key| {
-                    metadata_string(&metadata, key)
-                        .and_then(|text| text.parse::<u64>().ok())
-                        .unwrap_or(0)
-                };
-                sizes.0 += number("docker.size");
-                sizes.1 += number("docker.uncompressed_size");
-            }
+            let (packed, unpacked) = self.layer_size(digest)?;
+            sizes.0 += packed;
+            sizes.1 += unpacked;
         }
+        Ok(sizes)
+    }
+
+    /// The same of one layer, which many images may have.
+    fn layer_size(&self, digest: Digest) -> Result<(u64, u64)> {
+        if let Some(known) = self.layer_sizes.borrow().get(&digest) {
+            return Ok(*known);
+        }
+        let Some(commit) = self.resolve(&blob_ref(digest))? else {
+            return Ok((0, 0));
+        };
+        let metadata = objects::commit_metadata(&self.repo, &commit)?;
+        let number = |key| {
+            let text = metadata_string(&metadata, key);
+            text.and_then(|text| text.parse().ok()).unwrap_or(0)
+        };
+        let sizes = (number("docker.size"), number("docker.uncompressed_size"));
+        self.layer_sizes.borrow_mut().insert(digest, sizes);
         Ok(sizes)
     }
 
@@ -400,10 +411,10 @@ impl Store {
             .list_commit_objects_starting_with(None, NO_CANCEL)
             .context(|| "cannot list the commits of the repository".into())?;
         for commit in &all {
-            let ours = |metadata: glib::VariantDict| {
+            let ours = |metadata: glib::Variant| {
                 ["docker.size", "docker.manifest", "atomic-rs.format"]
                     .iter()
-                    .any(|key| metadata.contains(key))
+                    .any(|key| objects::metadata_value(&metadata, key).is_some())
             };
             if !named.contains(commit.as_str())
                 && objects::commit_metadata(&self.repo, commit).is_ok_and(ours)

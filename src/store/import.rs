@@ -1,13 +1,15 @@
 //! Bringing an image in: layers, config, manifest and merged tree, all of it or nothing.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
+use camino::Utf8Path;
 use glib::prelude::*;
 
-use super::export::Keeper;
+use super::layer::ImportedLayer;
 use super::objects::{
     self, Checksum, Commit, DirMeta, DirTree, NO_CANCEL, Sealed, write_dirmeta, write_dirtree,
 };
+use super::writers::Writers;
 use super::{LayerRoot, Store, layer, now, tree};
 use crate::error::{Context as _, Kind, Result};
 use crate::image;
@@ -36,7 +38,7 @@ pub struct Recorded {
 pub struct Import<'s> {
     pub(super) store: &'s Store,
     pub(super) transaction: ostree::TransactionGuard<'s>,
-    pub(super) labels: Option<Labels>,
+    pub(super) writers: OnceCell<Writers>,
     pub(super) commits: RefCell<Vec<(String, Sealed)>>,
     /// Something that is there already was found damaged.
     pub(super) heals: Cell<bool>,
@@ -44,25 +46,73 @@ pub struct Import<'s> {
     pub(super) keeps_blobs: bool,
 }
 
-impl Import<'_> {
-    /// Import one layer from its compressed bytes.
-    pub fn layer(
+/// Reads layers in a thread of its own.
+pub struct LayerReader<'i> {
+    repo: ostree::Repo,
+    file_contexts: Option<&'i Utf8Path>,
+    max_bytes: u64,
+    keeps_blobs: bool,
+    budget: usize,
+    writers: &'i Writers,
+}
+
+impl LayerReader<'_> {
+    /// The labels of the host's policy, for this thread.
+    pub fn labels(&self) -> Result<Option<Labels>> {
+        Labels::open(self.file_contexts)
+    }
+
+    /// Read one layer from its compressed bytes.
+    pub fn read(
         &self,
+        labels: Option<&Labels>,
         descriptor: &Descriptor,
-        input: impl std::io::Read,
-    ) -> Result<layer::ImportedLayer> {
+        input: impl std::io::Read + Send,
+    ) -> Result<ImportedLayer> {
+        let into = layer::Into {
+            repo: &self.repo,
+            labels,
+            lane: self.writers.lane(self.budget)?,
+            max_bytes: self.max_bytes,
+            keeps_blob: self.keeps_blobs,
+        };
+        layer::import(into, descriptor, input)
+    }
+}
+
+impl Import<'_> {
+    /// What reads layers of this import, for one thread of `threads`.
+    ///
+    /// `budget`: so many bytes of files may wait for being written, in all threads together.
+    pub fn layer_reader(&self, threads: usize, budget: usize) -> Result<LayerReader<'_>> {
+        let store = self.store;
+        let writers = if let Some(writers) = self.writers.get() {
+            writers
+        } else {
+            let writers = Writers::start(&store.repo, &store.path, store.is_system)?;
+            self.writers.get_or_init(|| writers)
+        };
+        Ok(LayerReader {
+            repo: store.repo.clone(),
+            file_contexts: store.file_contexts.as_deref(),
+            max_bytes: store.max_layer_bytes,
+            keeps_blobs: self.keeps_blobs,
+            budget: budget / threads.max(1),
+            writers,
+        })
+    }
+
+    /// Get ready for a layer, before it is read: what is there of it already may be damaged.
+    pub fn expect_layer(&self, descriptor: &Descriptor) -> Result<()> {
         if self.store.is_marked_damaged(descriptor.digest)? {
             self.heal(descriptor.digest)?;
         }
-        let mut keeper = Keeper::new(&self.store.repo, descriptor, input, self.keeps_blobs)?;
-        let imported = layer::import(
-            &self.store.repo,
-            self.labels.as_ref(),
-            descriptor,
-            self.store.max_layer_bytes,
-            &mut keeper,
-        )?;
-        if let Some(blob) = keeper.finish()? {
+        Ok(())
+    }
+
+    /// Keep a layer that was read.
+    pub fn layer(&self, descriptor: &Descriptor, imported: &ImportedLayer) -> Result<()> {
+        if let Some(blob) = imported.blob {
             let commit = self.file_commit("blob", blob, &[], "blob", Vec::new())?;
             self.keep(kept_ref(descriptor.digest), commit);
         }
@@ -74,7 +124,7 @@ impl Import<'_> {
             self.keep(side_ref(descriptor.digest), commit);
         }
         self.keep(blob_ref(descriptor.digest), imported.commit.clone());
-        Ok(imported)
+        Ok(())
     }
 
     /// Keep an image config.
@@ -152,9 +202,15 @@ impl Import<'_> {
     }
 
     /// Make everything durable, then visible at once.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         let failed = || "cannot commit to the repository".into();
+        // libostree syncs what this moves before it goes on.
+        if let Some(writers) = self.writers.take() {
+            writers.place()?;
+            tracing::debug!("files are in place");
+        }
         self.transaction.commit(NO_CANCEL).context(failed)?;
+        tracing::debug!("trees are in place");
         let repo = &self.store.repo;
         let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
         let commits = self.commits.take();
@@ -163,6 +219,7 @@ impl Import<'_> {
             repo.transaction_set_ref(None, name, Some(&commit.checksum));
         }
         transaction.commit(NO_CANCEL).context(failed)?;
+        tracing::debug!("committed");
         if self.heals.get() {
             for (_, commit) in &commits {
                 repo.mark_commit_partial(&commit.checksum, false)

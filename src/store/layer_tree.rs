@@ -2,7 +2,7 @@
 //!
 //! Paths are resolved inside the layer alone; nothing on the host can be reached through them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 
@@ -14,6 +14,8 @@ use super::objects::{
     Checksum, DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree,
 };
 use super::tar::{Content, Entry, EntryKind, TarStream};
+use super::tree::WHITEOUT;
+use super::writers::{FileMeta, Lane};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::selinux::{self, HOST_FILES, Labels};
@@ -24,10 +26,6 @@ const MAX_LEFT_OUT: usize = 100;
 /// The file type bits of a directory.
 const DIRECTORY: u32 = 0o040_000;
 
-/// Files up to this size are written with one call; larger ones are streamed.
-const INLINE_BYTES: u64 = 256 * 1024;
-/// Read and written at once when streaming.
-const STREAM_BYTES: usize = 256 * 1024;
 /// The same limit file systems have for one name.
 const MAX_NAME_BYTES: usize = 255;
 /// Deeper paths serve no image.
@@ -55,15 +53,16 @@ struct Dir {
 
 enum Node {
     Dir(Dir),
-    File(Checksum),
+    /// A file that is being written, by its number.
+    File(usize),
     Symlink(Checksum, String),
 }
 
 impl Node {
-    /// The stored files below.
-    fn files(&self, out: &mut Vec<Checksum>) {
+    /// The files below.
+    fn files(&self, out: &mut Vec<usize>) {
         match self {
-            Self::File(checksum) => out.push(*checksum),
+            Self::File(number) => out.push(*number),
             Self::Symlink(..) => {}
             Self::Dir(dir) => dir.entries.values().for_each(|node| node.files(out)),
         }
@@ -96,8 +95,9 @@ pub(super) fn join(path: &str, name: &str) -> String {
 pub struct Builder<'a> {
     repo: &'a Repo,
     labels: Option<&'a Labels>,
-    metas: HashMap<DirMeta, Checksum>,
+    lane: Lane,
     root: Dir,
+    whiteouts: BTreeSet<String>,
     skipped: u64,
     /// Hard links to these are left out as well.
     skipped_paths: HashSet<Vec<u8>>,
@@ -105,8 +105,7 @@ pub struct Builder<'a> {
     names_cost: usize,
     logical: u64,
     max_bytes: u64,
-    buffer: Vec<u8>,
-    superseded: Vec<Checksum>,
+    superseded: Vec<usize>,
 }
 
 /// A finished layer tree.
@@ -117,37 +116,48 @@ pub struct Built {
     pub meta: Checksum,
     /// Directories the archive implies but does not declare.
     pub implied: Vec<String>,
+    /// Directories that have whiteouts; nothing if there are too many.
+    pub whiteouts: Option<BTreeSet<String>>,
     /// Entries that were left out.
     pub skipped: u64,
     /// Those of them that were for the host.
     pub left_out: Vec<String>,
-    /// Files of the archive that a later entry of it took the place of.
+    /// Its files, by number.
+    pub files: Vec<Checksum>,
+    /// Those of them that a later entry of the archive took the place of.
     pub superseded: Vec<Checksum>,
 }
 
 impl<'a> Builder<'a> {
-    /// An empty layer; its files may have `max_bytes` bytes.
-    pub fn new(repo: &'a Repo, labels: Option<&'a Labels>, max_bytes: u64) -> Self {
+    /// An empty layer; its files are written through `lane` and may have `max_bytes` bytes.
+    pub fn new(repo: &'a Repo, labels: Option<&'a Labels>, lane: Lane, max_bytes: u64) -> Self {
         Self {
             repo,
             labels,
-            metas: HashMap::new(),
+            lane,
             root: Dir::default(),
+            whiteouts: BTreeSet::new(),
             skipped: 0,
             skipped_paths: HashSet::new(),
             left_out: Vec::new(),
             names_cost: 0,
             logical: 0,
             max_bytes,
-            buffer: Vec::new(),
             superseded: Vec::new(),
         }
     }
 
-    /// Write the directories.
-    pub fn finish(mut self) -> Result<Built> {
+    /// Wait for the files and write the directories.
+    pub fn finish(self) -> Result<Built> {
+        let files = self.lane.finish()?;
+        let mut directories = Directories {
+            repo: self.repo,
+            labels: self.labels,
+            files: &files,
+            metas: HashMap::new(),
+        };
+        let (tree, meta) = directories.write(&self.root, "")?;
         let mut implied = Vec::new();
-        let (tree, meta) = self.write()?;
         self.root.list_implied("", &mut implied);
         if implied.iter().map(String::len).sum::<usize>() > MAX_IMPLIED_BYTES {
             fail!(
@@ -159,9 +169,12 @@ impl<'a> Builder<'a> {
             tree,
             meta,
             implied,
+            whiteouts: Some(self.whiteouts)
+                .filter(|paths| paths.iter().map(String::len).sum::<usize>() < MAX_IMPLIED_BYTES),
             skipped: self.skipped,
             left_out: self.left_out,
-            superseded: self.superseded,
+            superseded: self.superseded.iter().map(|file| files[*file]).collect(),
+            files,
         })
     }
 
@@ -177,15 +190,15 @@ impl<'a> Builder<'a> {
                 let path = String::from_utf8_lossy(&entry.path).into_owned();
                 error.within(format_args!("entry \"{path}\""))
             })?;
-            if let (Some(checksum), EntryKind::File { size }) = (stored, &entry.kind) {
-                stream.note_stored(&checksum, *size);
+            if let (Some(number), EntryKind::File { size }) = (stored, &entry.kind) {
+                stream.note_stored(number, *size);
             }
         }
         stream.drain().map(|_| ())
     }
 
-    /// Take in one entry; the checksum of its content, if that was stored.
-    fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<Option<Checksum>> {
+    /// Take in one entry; the number of its file, if it is one.
+    fn add<R: Read>(&mut self, entry: &Entry, content: Content<'_, R>) -> Result<Option<usize>> {
         let xattr_bytes: usize = entry.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum();
         if xattr_bytes > MAX_XATTR_BYTES {
             fail!(
@@ -212,6 +225,9 @@ impl<'a> Builder<'a> {
             fail!(Kind::Invalid, "a whiteout of nothing");
         }
         let parents = self.resolve(parents)?;
+        if name.starts_with(WHITEOUT) {
+            self.whiteouts.insert(parents.join("/"));
+        }
         let full = join(&parents.join("/"), name);
         let node = match &entry.kind {
             EntryKind::Special => {
@@ -266,7 +282,7 @@ impl<'a> Builder<'a> {
             EntryKind::File { size } => Node::File(self.write_file(entry, &full, *size, content)?),
         };
         let stored = match (&entry.kind, &node) {
-            (EntryKind::File { .. }, Node::File(checksum)) => Some(*checksum),
+            (EntryKind::File { .. }, Node::File(number)) => Some(*number),
             _ => None,
         };
         if let Some(old) = self.open_dir(&parents).entries.insert(name.clone(), node) {
@@ -291,7 +307,7 @@ impl<'a> Builder<'a> {
         path: &str,
         size: u64,
         mut content: Content<'_, R>,
-    ) -> Result<Checksum> {
+    ) -> Result<usize> {
         // Holes count: a sparse file is stored with its zeros.
         self.logical = self.logical.saturating_add(size);
         if self.logical > self.max_bytes {
@@ -302,48 +318,13 @@ impl<'a> Builder<'a> {
             );
         }
         let mode = REGULAR | entry.mode;
-        let xattrs = self.xattrs(entry, path, mode);
-        let written = if size <= INLINE_BYTES {
-            self.buffer.clear();
-            content
-                .read_to_end(&mut self.buffer)
-                .kind(Kind::Invalid, || "cannot read the content".into())?;
-            self.repo
-                .write_regfile_inline(
-                    None,
-                    entry.uid,
-                    entry.gid,
-                    mode,
-                    Some(&xattrs),
-                    &self.buffer,
-                    NO_CANCEL,
-                )
-                .context(|| "cannot write to the repository".into())?
-        } else {
-            let writer = self
-                .repo
-                .write_regfile(None, entry.uid, entry.gid, mode, size, Some(&xattrs))
-                .context(|| "cannot write to the repository".into())?;
-            self.buffer.resize(STREAM_BYTES, 0);
-            loop {
-                let n = content
-                    .read(&mut self.buffer)
-                    .kind(Kind::Invalid, || "cannot read the content".into())?;
-                if n == 0 {
-                    break;
-                }
-                match writer.write_all(&self.buffer[..n], NO_CANCEL) {
-                    Ok((_, None)) => {}
-                    Ok((_, Some(error))) | Err(error) => {
-                        fail!(Kind::Failed, "cannot write to the repository: {error}")
-                    }
-                }
-            }
-            writer
-                .finish(NO_CANCEL)
-                .context(|| "cannot write to the repository".into())?
+        let meta = FileMeta {
+            uid: entry.uid,
+            gid: entry.gid,
+            mode,
+            xattrs: self.xattr_list(entry, path, mode),
         };
-        checksum(&written)
+        self.lane.write(meta, size, &mut content)
     }
 
     /// Extended attributes as libostree hashes them: sorted, names with their NUL.
@@ -447,6 +428,7 @@ impl<'a> Builder<'a> {
                 .entry(name.clone())
                 .or_insert_with(|| Node::Dir(Dir::default()));
             if !matches!(node, Node::Dir(_)) {
+                node.files(&mut self.superseded);
                 *node = Node::Dir(Dir::default());
             }
             let Node::Dir(next) = node else {
@@ -467,31 +449,36 @@ impl<'a> Builder<'a> {
         let parents = self.resolve(parents)?;
         Ok(
             match self.lookup(&parents).and_then(|dir| dir.entries.get(name)) {
-                Some(Node::File(sum)) => Some(Node::File(*sum)),
+                Some(Node::File(number)) => Some(Node::File(*number)),
                 Some(Node::Symlink(sum, target)) => Some(Node::Symlink(*sum, target.clone())),
                 _ => None,
             },
         )
     }
+}
 
-    fn write(&mut self) -> Result<(Checksum, Checksum)> {
-        let root = std::mem::take(&mut self.root);
-        let written = self.write_dir(&root, "")?;
-        self.root = root;
-        Ok(written)
-    }
+/// Writes directories.
+struct Directories<'a> {
+    repo: &'a Repo,
+    labels: Option<&'a Labels>,
+    files: &'a [Checksum],
+    metas: HashMap<DirMeta, Checksum>,
+}
 
-    fn write_dir(&mut self, dir: &Dir, path: &str) -> Result<(Checksum, Checksum)> {
+impl Directories<'_> {
+    fn write(&mut self, dir: &Dir, path: &str) -> Result<(Checksum, Checksum)> {
         let mut tree = DirTree::default();
         for (name, node) in &dir.entries {
             match node {
-                Node::File(sum) | Node::Symlink(sum, _) => {
+                Node::File(number) => {
+                    tree.files.insert(name.clone(), self.files[*number]);
+                }
+                Node::Symlink(sum, _) => {
                     tree.files.insert(name.clone(), *sum);
                 }
                 Node::Dir(below) => {
-                    let path = format!("{path}/{name}");
-                    tree.dirs
-                        .insert(name.clone(), self.write_dir(below, &path)?);
+                    let written = self.write(below, &format!("{path}/{name}"))?;
+                    tree.dirs.insert(name.clone(), written);
                 }
             }
         }

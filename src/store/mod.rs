@@ -14,6 +14,8 @@
 //! The layout is the one skopeo's old `ostree:` destination wrote, so repositories of existing
 //! hosts are read and extended in place.
 
+mod ahead;
+mod checkout;
 pub mod diff;
 pub mod export;
 pub mod images;
@@ -26,8 +28,10 @@ pub mod special;
 pub mod tar;
 pub mod tree;
 pub mod verify;
+mod writers;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,12 +43,12 @@ use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::refname::blob_ref;
-use crate::image::{Descriptor, Manifest};
+use crate::image::{Descriptor, Digest, Manifest};
 use crate::safefs::{self, Lock};
-use crate::selinux::Labels;
 use objects::NO_CANCEL;
 
-pub use import::{Import, Recorded};
+pub use import::{Import, LayerReader, Recorded};
+pub use layer::ImportedLayer;
 pub use tree::{ImageTree, LayerRoot};
 
 /// The repository of a host that has `OSTree` for itself.
@@ -59,6 +63,8 @@ pub struct Store {
     max_layer_bytes: u64,
     file_contexts: Option<Utf8PathBuf>,
     is_system: bool,
+    /// Sizes of layers that were asked for.
+    layer_sizes: RefCell<HashMap<Digest, (u64, u64)>>,
     _lock: Lock,
 }
 
@@ -135,6 +141,7 @@ impl Store {
             max_layer_bytes: config.max_layer_bytes,
             file_contexts: config.selinux_file_contexts.clone(),
             is_system: config.is_system,
+            layer_sizes: RefCell::default(),
             _lock: lock,
         })
     }
@@ -193,6 +200,15 @@ impl Store {
     pub fn check_out_as(&self, commit: &str, directory: &Utf8Path, name: &str) -> Result<()> {
         let parent = std::fs::File::open(directory)
             .context(|| format!("cannot open the directory {directory}"))?;
+        let failed = || format!("cannot check out {commit} to {directory}/{name}");
+        if self.is_system {
+            let root = objects::commit_root(&self.repo, commit)?;
+            let linked = checkout::check_out(&self.repo, &self.path, root, &parent, name);
+            if linked.map_err(|error| error.within(failed()))? {
+                return Ok(());
+            }
+            safefs::remove_tree(directory.join(name).as_std_path())?;
+        }
         let options = RepoCheckoutAtOptions {
             // An ordinary user cannot give files away; who owns what is in an attribute.
             mode: if self.is_system {
@@ -209,7 +225,7 @@ impl Store {
         };
         self.repo
             .checkout_at(Some(&options), parent.as_raw_fd(), name, commit, NO_CANCEL)
-            .context(|| format!("cannot check out {commit} to {directory}/{name}"))
+            .context(failed)
     }
 
     /// Start writing to the store, keeping layers' blobs as they come or not; nothing is visible before [`Import::commit`].
@@ -221,7 +237,7 @@ impl Store {
         Ok(Import {
             store: self,
             transaction,
-            labels: Labels::open(self.file_contexts.as_deref())?,
+            writers: OnceCell::new(),
             commits: RefCell::default(),
             heals: Cell::new(false),
             keeps_blobs,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use glib::prelude::*;
-use glib::{Variant, VariantDict};
-use ostree::{DirmetaVariantType, TreeVariantType};
+use glib::{FixedSizeVariantArray, Variant, VariantDict};
+use ostree::DirmetaVariantType;
 use ostree::{ObjectType, Repo};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -12,6 +12,12 @@ use crate::image::digest::{hex, unhex};
 
 /// A checksum of an `OSTree` object.
 pub type Checksum = [u8; 32];
+
+/// Bytes that are read and written as a whole; a `Vec` would be a variant for each of them.
+type Bytes = FixedSizeVariantArray<Vec<u8>, u8>;
+
+/// A directory: names and checksums of files; names, trees and metadata of directories.
+type TreeVariant = (Vec<(String, Bytes)>, Vec<(String, Bytes, Bytes)>);
 
 /// No cancellation: a killed command is brought back by the journal and libostree's staging.
 pub const NO_CANCEL: Option<&gio::Cancellable> = None;
@@ -98,14 +104,15 @@ pub fn write_dirtree(repo: &Repo, tree: &DirTree) -> Result<Checksum> {
             format!("\"{}\" is not a file name", name.escape_debug()),
         ));
     }
-    let value: TreeVariantType = (
+    let bytes = |sum: &Checksum| Bytes::from(sum.to_vec());
+    let value: TreeVariant = (
         tree.files
             .iter()
-            .map(|(name, sum)| (name.clone(), sum.to_vec()))
+            .map(|(name, sum)| (name.clone(), bytes(sum)))
             .collect(),
         tree.dirs
             .iter()
-            .map(|(name, (tree, meta))| (name.clone(), tree.to_vec(), meta.to_vec()))
+            .map(|(name, (tree, meta))| (name.clone(), bytes(tree), bytes(meta)))
             .collect(),
     );
     write(repo, ObjectType::DirTree, &value.to_variant())
@@ -115,10 +122,8 @@ pub fn write_dirtree(repo: &Repo, tree: &DirTree) -> Result<Checksum> {
 pub fn read_dirtree(repo: &Repo, sum: &Checksum) -> Result<DirTree> {
     let damaged = || Error::new(Kind::Invalid, format!("the object {} is damaged", hex(sum)));
     let variant = load(repo, ObjectType::DirTree, sum)?;
-    let (files, dirs) = variant
-        .try_get::<TreeVariantType>()
-        .map_err(|_| damaged())?;
-    let sum_of = |bytes: Vec<u8>| Checksum::try_from(bytes).map_err(|_| damaged());
+    let (files, dirs) = variant.try_get::<TreeVariant>().map_err(|_| damaged())?;
+    let sum_of = |bytes: Bytes| Checksum::try_from(bytes.into_inner()).map_err(|_| damaged());
     Ok(DirTree {
         files: files
             .into_iter()
@@ -203,9 +208,17 @@ pub fn commit_root(repo: &Repo, commit: &str) -> Result<(Checksum, Checksum)> {
 }
 
 /// The metadata dictionary of a commit.
-pub fn commit_metadata(repo: &Repo, commit: &str) -> Result<VariantDict> {
+pub fn commit_metadata(repo: &Repo, commit: &str) -> Result<Variant> {
+    Ok(load_commit(repo, commit)?.child_value(0))
+}
+
+/// The same, and when the commit was made, in seconds since 1970.
+pub fn commit_metadata_and_time(repo: &Repo, commit: &str) -> Result<(Variant, u64)> {
     let variant = load_commit(repo, commit)?;
-    Ok(VariantDict::new(Some(&variant.child_value(0))))
+    Ok((
+        variant.child_value(0),
+        ostree::commit_get_timestamp(&variant),
+    ))
 }
 
 /// When a commit was made, seconds since 1970.
@@ -213,9 +226,17 @@ pub fn commit_timestamp(repo: &Repo, commit: &str) -> Result<u64> {
     Ok(ostree::commit_get_timestamp(&load_commit(repo, commit)?))
 }
 
+/// What a commit's metadata have for a key. They are few, and a dictionary would be a copy of them.
+pub fn metadata_value(dict: &Variant, key: &str) -> Option<Variant> {
+    let found = dict
+        .iter()
+        .find(|entry| entry.child_value(0).str() == Some(key));
+    found?.child_value(1).as_variant()
+}
+
 /// A string among a commit's metadata.
-pub fn metadata_string(dict: &VariantDict, key: &str) -> Option<String> {
-    dict.lookup_value(key, None)?.get::<String>()
+pub fn metadata_string(dict: &Variant, key: &str) -> Option<String> {
+    metadata_value(dict, key)?.get::<String>()
 }
 
 fn load_commit(repo: &Repo, commit: &str) -> Result<Variant> {

@@ -2,11 +2,13 @@
 //! together again bit for bit.
 //!
 //! # Format
-//! Ref `ociimage-side/<layer digest>`, tree: one file `side`. Its first line is
-//! `atomic-rs side 1`; then a zstd stream of records: `0`, a 32-bit little-endian length and so many
-//! bytes of the archive as they are (headers, padding, the content of what could not be stored), or
-//! `1`, a 64-bit little-endian size and the 32-byte checksum of the stored file whose content stands
-//! there.
+//! Ref `ociimage-side/<layer digest>`, tree: one file `side`. Its first line is `atomic-rs side 2`.
+//! Then, all numbers little-endian: how many stored files there are, in 32 bits, their checksums of 32
+//! bytes in the order of the archive, and a zstd stream of records: `0`, a 32-bit length and so many
+//! bytes of the archive as they are (headers, padding, the content of what could not be stored), or `1` and
+//! the 64-bit size of the next stored file, whose content stands there.
+//!
+//! Version 1, which is still read, had each file's checksum in its record instead.
 
 use std::io::{self, Read, Write};
 
@@ -18,7 +20,8 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::digest::hex;
 
-const MAGIC: &[u8] = b"atomic-rs side 1\n";
+const MAGIC_1: &[u8] = b"atomic-rs side 1\n";
+const MAGIC: &[u8] = b"atomic-rs side 2\n";
 const RAW: u8 = 0;
 const FILE: u8 = 1;
 /// Headers of a layer compress to a few bytes a file. A layer that has more than this is made of
@@ -32,14 +35,17 @@ const LEVEL: i32 = 1;
 pub struct Recorder {
     encoder: Option<zstd::stream::Encoder<'static, Vec<u8>>>,
     raw: Vec<u8>,
+    /// The stored files by number.
+    files: Vec<usize>,
 }
 
 impl Recorder {
     /// Nothing taken down yet.
     pub fn new() -> Self {
         Self {
-            encoder: zstd::stream::Encoder::new(MAGIC.to_vec(), LEVEL).ok(),
+            encoder: zstd::stream::Encoder::new(Vec::new(), LEVEL).ok(),
             raw: Vec::with_capacity(RECORD_BYTES),
+            files: Vec::new(),
         }
     }
 
@@ -54,19 +60,27 @@ impl Recorder {
         }
     }
 
-    /// The content of a stored file.
-    pub fn file(&mut self, checksum: &Checksum, size: u64) {
+    /// The content of a stored file, by its number.
+    pub fn file(&mut self, number: usize, size: u64) {
         self.flush();
-        let mut record = vec![FILE];
-        record.extend_from_slice(&size.to_le_bytes());
-        record.extend_from_slice(checksum);
+        let mut record = [FILE; 9];
+        record[1..].copy_from_slice(&size.to_le_bytes());
         self.write(&record);
+        self.files.push(number);
     }
 
-    /// What was taken down; nothing if it was too much.
-    pub fn finish(mut self) -> Option<Vec<u8>> {
+    /// What was taken down, with the checksums of stored files by number; nothing if it was too much.
+    pub fn finish(mut self, checksums: &[Checksum]) -> Option<Vec<u8>> {
         self.flush();
-        self.encoder.take()?.finish().ok()
+        let records = self.encoder.take()?.finish().ok()?;
+        let count = u32::try_from(self.files.len()).ok()?;
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&count.to_le_bytes());
+        for number in &self.files {
+            out.extend_from_slice(checksums.get(*number)?);
+        }
+        out.extend_from_slice(&records);
+        (out.len() <= MAX_BYTES).then_some(out)
     }
 
     fn flush(&mut self) {
@@ -94,7 +108,19 @@ impl Recorder {
 /// Put an archive together again.
 pub fn rebuild(repo: &Repo, side: &[u8], out: &mut impl Write) -> Result<()> {
     let damaged = || Error::new(Kind::Invalid, "the side data of the layer are damaged");
-    let stream = side.strip_prefix(MAGIC).ok_or_else(damaged)?;
+    let mut files: Option<std::slice::ChunksExact<'_, u8>> = None;
+    let stream = if let Some(old) = side.strip_prefix(MAGIC_1) {
+        old
+    } else {
+        let rest = side.strip_prefix(MAGIC).ok_or_else(damaged)?;
+        let (count, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+        let bytes = usize::try_from(u32::from_le_bytes(*count)).ok();
+        let bytes = bytes.and_then(|count| count.checked_mul(size_of::<Checksum>()));
+        let parts = bytes.and_then(|bytes| rest.split_at_checked(bytes));
+        let (table, records) = parts.ok_or_else(damaged)?;
+        files = Some(table.chunks_exact(size_of::<Checksum>()));
+        records
+    };
     let mut records = zstd::stream::read::Decoder::new(stream).map_err(|_| damaged())?;
     let mut buffer = Vec::new();
     loop {
@@ -119,7 +145,12 @@ pub fn rebuild(repo: &Repo, side: &[u8], out: &mut impl Write) -> Result<()> {
             FILE => {
                 let (mut size, mut checksum) = ([0; 8], [0; 32]);
                 records.read_exact(&mut size).map_err(|_| damaged())?;
-                records.read_exact(&mut checksum).map_err(|_| damaged())?;
+                match &mut files {
+                    Some(files) => {
+                        checksum.copy_from_slice(files.next().ok_or_else(damaged)?);
+                    }
+                    None => records.read_exact(&mut checksum).map_err(|_| damaged())?,
+                }
                 let size = u64::from_le_bytes(size);
                 copy_file(repo, &checksum, size, out)?;
                 Ok(())
@@ -144,4 +175,54 @@ fn copy_file(repo: &Repo, checksum: &Checksum, size: u64, out: &mut impl Write) 
         fail!(Kind::Invalid, "the object {name} is damaged");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::objects::checksum;
+
+    #[test]
+    fn both_versions_are_put_together_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Repo::new_for_path(dir.path());
+        repo.create(ostree::RepoMode::BareUser, NO_CANCEL).unwrap();
+        let sums: Vec<Checksum> = [&b"one"[..], b"two"]
+            .map(|content| {
+                let written =
+                    repo.write_regfile_inline(None, 0, 0, 0o100_644, None, content, NO_CANCEL);
+                checksum(&written.unwrap()).unwrap()
+            })
+            .into();
+        let mut recorder = Recorder::new();
+        recorder.raw(b"<");
+        recorder.file(1, 3);
+        recorder.raw(b"|");
+        recorder.file(0, 3);
+        recorder.raw(b">");
+        let second = recorder.finish(&sums).unwrap();
+        let record = |sum: &Checksum| [&[FILE][..], &3u64.to_le_bytes(), sum].concat();
+        let raw = |text: &[u8]| [&[RAW][..], &1u32.to_le_bytes(), text].concat();
+        let records = [
+            raw(b"<"),
+            record(&sums[1]),
+            raw(b"|"),
+            record(&sums[0]),
+            raw(b">"),
+        ]
+        .concat();
+        let packed = zstd::stream::encode_all(&records[..], LEVEL).unwrap();
+        let first = [MAGIC_1, &packed].concat();
+        for side in [&first, &second] {
+            let mut out = Vec::new();
+            rebuild(&repo, side, &mut out).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), "<two|one>");
+            for cut in 0..side.len() {
+                // Whatever the end of a cut stream says, nothing panics and nothing else comes out.
+                let mut out = Vec::new();
+                let _ = rebuild(&repo, &side[..cut], &mut out);
+                assert!(b"<two|one>".starts_with(&out));
+            }
+        }
+    }
 }

@@ -5,7 +5,6 @@ use std::io::{self, Read};
 use tar_core::EntryType;
 use tar_core::parse::{Limits, ParseError, ParseEvent, Parser};
 
-use super::objects::Checksum;
 use super::side::Recorder;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
@@ -96,11 +95,11 @@ impl<R: Read> TarStream<R> {
         }
     }
 
-    /// Note that the content of the current entry, read to its end, is stored under this checksum.
-    pub fn note_stored(&mut self, checksum: &Checksum, size: u64) {
+    /// Note that the content of the current entry, read to its end, is the stored file of this number.
+    pub fn note_stored(&mut self, number: usize, size: u64) {
         // A sparse file's content is not what stands in the archive, which was taken down raw.
         if self.sparse.is_none() {
-            self.recorder.file(checksum, size);
+            self.recorder.file(number, size);
         }
     }
 
@@ -109,9 +108,9 @@ impl<R: Read> TarStream<R> {
         &self.reader
     }
 
-    /// What lies below, after the end was reached, and the side data of the archive.
-    pub fn into_inner(self) -> (R, Option<Vec<u8>>) {
-        (self.reader, self.recorder.finish())
+    /// What lies below, after the end was reached, and what was taken down of the archive.
+    pub fn into_inner(self) -> (R, Recorder) {
+        (self.reader, self.recorder)
     }
 
     /// The next entry; its content, if any, comes from [`Self::content`]. Nothing at the end.

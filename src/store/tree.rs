@@ -3,22 +3,23 @@
 //! Merging works on directory objects alone; no file content is read, and a subtree that only one
 //! layer has keeps its checksum.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use gio::prelude::*;
 use ostree::Repo;
 
 use super::layer_tree::join;
 use super::objects::{
-    Checksum, DirTree, NO_CANCEL, commit_metadata, commit_root, read_dirmeta, read_dirtree,
-    write_dirtree,
+    Checksum, DirTree, NO_CANCEL, commit_metadata, commit_root, metadata_value, read_dirmeta,
+    read_dirtree, write_dirtree,
 };
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::hex;
 use crate::safefs::{FileStat, Files, Node, Walked};
 
-const WHITEOUT: &str = ".wh.";
+/// What the name of a whiteout begins with.
+pub(super) const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
 const MAX_LINKS_FOLLOWED: usize = 40;
 
@@ -43,6 +44,8 @@ pub struct LayerRoot {
     pub meta: Checksum,
     /// Directories its archive implied without declaring them.
     pub implied: HashSet<String>,
+    /// Directories that have whiteouts; nothing if that is not known.
+    pub whiteouts: Option<BTreeSet<String>>,
     /// Entries for the host that could not be stored: devices, names that are not UTF-8.
     pub left_out: Vec<String>,
 }
@@ -88,25 +91,26 @@ fn decides(repo: &Repo, tree: &Checksum, path: &str) -> Result<bool> {
 /// Where a commit has [`LayerRoot::left_out`].
 pub const LEFT_OUT: &str = "atomic-rs.left-out";
 
+/// Where a layer's commit has [`LayerRoot::whiteouts`]. Layers of older programs do not say.
+pub const WHITEOUTS: &str = "atomic-rs.whiteouts";
+
 /// A list of strings in a commit's metadata.
-fn strings(repo: &Repo, commit: &str, key: &str) -> Result<Vec<String>> {
-    Ok(commit_metadata(repo, commit)?
-        .lookup_value(key, None)
-        .and_then(|value| value.get::<Vec<String>>())
-        .unwrap_or_default())
+fn strings(metadata: &glib::Variant, key: &str) -> Option<Vec<String>> {
+    metadata_value(metadata, key)?.get::<Vec<String>>()
 }
 
 impl LayerRoot {
     /// The root of a layer that is in the store.
     pub fn of_commit(repo: &Repo, commit: &str) -> Result<Self> {
         let (tree, meta) = commit_root(repo, commit)?;
+        let metadata = commit_metadata(repo, commit)?;
+        let strings = |key| strings(&metadata, key);
         Ok(Self {
             tree,
             meta,
-            implied: strings(repo, commit, "atomic-rs.implied")?
-                .into_iter()
-                .collect(),
-            left_out: strings(repo, commit, LEFT_OUT)?,
+            implied: strings("atomic-rs.implied").into_iter().flatten().collect(),
+            whiteouts: strings(WHITEOUTS).map(|list| list.into_iter().collect()),
+            left_out: strings(LEFT_OUT).unwrap_or_default(),
         })
     }
 }
@@ -119,6 +123,7 @@ pub fn merge(repo: &Repo, layers: &[LayerRoot]) -> Result<(Checksum, Checksum)> 
         let layer = Layer {
             repo,
             implied: &root.implied,
+            whiteouts: root.whiteouts.as_ref(),
         };
         merged = Some(layer.over(merged, &root.tree, root.meta, "")?);
     }
@@ -131,9 +136,24 @@ pub fn merge(repo: &Repo, layers: &[LayerRoot]) -> Result<(Checksum, Checksum)> 
 struct Layer<'r> {
     repo: &'r Repo,
     implied: &'r HashSet<String>,
+    whiteouts: Option<&'r BTreeSet<String>>,
 }
 
 impl Layer<'_> {
+    /// True if the directory at `path` and all below it are known to have no whiteouts.
+    fn is_plain(&self, path: &str) -> bool {
+        let is_below = |found: &String| {
+            let rest = found.strip_prefix(path);
+            path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.whiteouts.is_some_and(|all| {
+            let alike = all.range(path.to_owned()..);
+            !alike
+                .take_while(|found| found.starts_with(path))
+                .any(is_below)
+        })
+    }
+
     /// Lay the directory `tree` of this layer over `lower`.
     fn over(
         &self,
@@ -142,6 +162,9 @@ impl Layer<'_> {
         meta: Checksum,
         path: &str,
     ) -> Result<Merged> {
+        if lower.is_none() && self.is_plain(path) {
+            return Ok(Merged::Stored(*tree, meta));
+        }
         let upper = read_dirtree(self.repo, tree)?;
         let opaque = upper.files.contains_key(OPAQUE);
         let keeps_meta = self.implied.contains(path);
@@ -271,7 +294,7 @@ impl ImageTree {
         Ok(Self {
             repo: repo.clone(),
             root: commit_root(repo, commit)?,
-            left_out: strings(repo, commit, LEFT_OUT)?,
+            left_out: strings(&commit_metadata(repo, commit)?, LEFT_OUT).unwrap_or_default(),
         })
     }
 

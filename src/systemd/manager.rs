@@ -64,6 +64,7 @@ trait Systemd {
     async fn disable_unit_files(&self, files: &[&str], runtime: bool) -> zbus::Result<Vec<Change>>;
     async fn get_unit_file_state(&self, file: &str) -> zbus::Result<String>;
     async fn list_units_by_names(&self, names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
+    async fn list_units(&self) -> zbus::Result<Vec<UnitRow>>;
 
     #[zbus(signal)]
     fn job_removed(
@@ -330,23 +331,25 @@ impl Manager {
 
     /// What one unit is doing.
     pub fn status(&self, unit: &str) -> Result<UnitStatus> {
-        let mut all = self.statuses(&[unit])?;
+        let mut all = by_name(block_on(self.proxy.list_units_by_names(&[unit])))?;
         all.remove(unit)
             .ok_or_else(|| Error::new(Kind::Systemd, format!("systemd does not know {unit}")))
     }
 
-    /// What any number of units are doing, in one round trip.
-    pub fn statuses(&self, units: &[&str]) -> Result<HashMap<String, UnitStatus>> {
-        if units.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = block_on(self.proxy.list_units_by_names(units))
-            .map_err(|error| explain("list units", &error))?;
-        Ok(rows
-            .into_iter()
-            .map(|(name, _, load, active, sub, ..)| (name, UnitStatus { load, active, sub }))
-            .collect())
+    /// What all units are doing that systemd has in memory, in one round trip. One that is missing does
+    /// nothing and has not failed; to ask by name would make systemd read its file.
+    pub fn statuses(&self) -> Result<HashMap<String, UnitStatus>> {
+        let rows = block_on(self.proxy.list_units());
+        by_name(rows)
     }
+}
+
+fn by_name(rows: zbus::Result<Vec<UnitRow>>) -> Result<HashMap<String, UnitStatus>> {
+    let rows = rows.map_err(|error| explain("list units", &error))?;
+    let rows = rows.into_iter();
+    Ok(rows
+        .map(|(name, _, load, active, sub, ..)| (name, UnitStatus { load, active, sub }))
+        .collect())
 }
 
 /// The bus of the user's own manager, also where nobody logged in set it up for us.

@@ -14,6 +14,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
 use futures_util::future::BoxFuture;
@@ -142,6 +143,9 @@ impl Auth {
     }
 }
 
+/// After so long without a byte skopeo is asked whether a blob failed.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// An image that is open for reading at its source.
 pub struct Source {
     reference: Reference,
@@ -224,6 +228,14 @@ impl Source {
         &self.reference
     }
 
+    /// Whether several blobs can be read at a time. Archives and daemons read one after the other.
+    pub fn reads_several(&self) -> bool {
+        matches!(
+            self.reference.transport,
+            Transport::Registry { .. } | Transport::OciLayout { .. }
+        )
+    }
+
     /// The manifest for this machine's platform, byte for byte.
     pub fn manifest(&self) -> Result<FetchedManifest> {
         let (digest, bytes) = self
@@ -304,8 +316,10 @@ impl Source {
         Ok(BlobReader {
             source: self,
             digest: descriptor.digest,
+            left: descriptor.size,
             reader,
             driver,
+            asks: false,
             outcome: None,
         })
     }
@@ -350,8 +364,12 @@ impl Drop for Source {
 pub struct BlobReader<'s> {
     source: &'s Source,
     digest: Digest,
+    /// Bytes that are still to come.
+    left: u64,
     reader: Box<dyn AsyncRead + Send + Unpin>,
     driver: BoxFuture<'s, containers_image_proxy::Result<()>>,
+    /// Whether skopeo is being asked how the blob went.
+    asks: bool,
     outcome: Option<containers_image_proxy::Result<()>>,
 }
 
@@ -375,27 +393,40 @@ impl BlobReader<'_> {
 
 impl Read for BlobReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        // skopeo closes its end of the pipe only when it is asked how the blob went, and answers nothing
+        // else until the blob is through. So it is asked at the end, or when it has been silent for so
+        // long that it may have failed.
+        self.asks |= self.left == 0;
         let Self {
             source,
+            left,
             reader,
             driver,
+            asks,
             outcome,
             ..
         } = self;
-        // skopeo closes its end of the pipe only when it is asked how the blob went, so the
-        // question must be under way while we read.
-        let read = std::future::poll_fn(|context| {
-            if outcome.is_none()
-                && let Poll::Ready(result) = driver.as_mut().poll(context)
-            {
-                *outcome = Some(result);
-            }
-            let mut buffer = ReadBuf::new(buffer);
-            Pin::new(&mut *reader)
-                .poll_read(context, &mut buffer)
-                .map_ok(|()| buffer.filled().len())
-        });
-        source.wire.wait(read).map_err(std::io::Error::other)?
+        let read = async {
+            let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
+            std::future::poll_fn(|context| {
+                let mut buffer = ReadBuf::new(buffer);
+                let read = Pin::new(&mut *reader).poll_read(context, &mut buffer);
+                if read.is_pending() {
+                    *asks = *asks || silence.as_mut().poll(context).is_ready();
+                    if *asks
+                        && outcome.is_none()
+                        && let Poll::Ready(result) = driver.as_mut().poll(context)
+                    {
+                        *outcome = Some(result);
+                    }
+                }
+                read.map_ok(|()| buffer.filled().len())
+            })
+            .await
+        };
+        let n = source.wire.wait(read).map_err(std::io::Error::other)??;
+        *left = left.saturating_sub(n as u64);
+        Ok(n)
     }
 }
 
