@@ -9,7 +9,7 @@ CARGO ?= cargo
 PACKAGES = build-essential pkg-config libostree-dev libselinux1-dev libclang-dev \
 	skopeo golang-github-containers-image golang-github-containers-common runc crun ostree \
 	docker-registry podman apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
-	busybox-static attr umoci zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg jq procps python3 time xfsprogs e2fsprogs util-linux
+	busybox-static attr umoci erofs-utils zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg jq procps python3 time xfsprogs e2fsprogs util-linux
 
 .PHONY: all deps demo test bench install man clean
 
@@ -43,6 +43,7 @@ test: deps
 bench: deps
 	$(CARGO) build --quiet --release
 	$(CARGO) bench --quiet --bench speed
+	$(CARGO) bench --quiet --bench micro
 	./benches/startup.sh
 	./benches/memory.sh
 	$(CARGO) build --quiet --example outage

@@ -11,6 +11,10 @@ use crate::{Bench, images, pull};
 const CONTAINERS: usize = 300;
 /// So many images.
 const IMAGES: usize = 1000;
+/// What any program that is linked to libostree takes to start.
+const LIBRARIES: &str = "ostree --version";
+/// The one call that a list makes.
+const UNITS: &str = "busctl --json=short call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager ListUnits";
 const STORE: &str = "/var/lib/containers/atomic";
 
 /// A line of the shell with what it took, as bash says it: seconds of the clock, of the user, of the system.
@@ -65,6 +69,8 @@ pub fn containers(bench: &Bench) -> Table {
     let mut rows = vec![
         Row::new("atomic-rs containers list --all"),
         Row::new("podman ps -a"),
+        Row::new(LIBRARIES),
+        Row::new(UNITS),
     ];
     for _ in 0..bench.rounds {
         rows[0]
@@ -81,11 +87,15 @@ pub fn containers(bench: &Bench) -> Table {
             .output()
             .unwrap();
         rows[1].samples.push(sample(&said.err()));
+        rows[2].samples.push(on_host(&host, LIBRARIES));
+        rows[3].samples.push(on_host(&host, UNITS));
     }
     bench.clear();
     Table {
         title: "list containers".into(),
-        about: format!("{CONTAINERS} containers"),
+        about: format!(
+            "{CONTAINERS} containers; below podman what is the floor: to load libostree's libraries, and to have systemd's answer"
+        ),
         compares: true,
         rows,
     }

@@ -83,8 +83,8 @@ impl Bench {
         for round in 0..self.rounds {
             for (number, (peer, row)) in peers.iter().zip(&mut rows).enumerate() {
                 let directory = self.fresh(&format!("{name}-{round}-{number}"));
-                row.samples
-                    .push(measure::run(&mut (peer.command)(&directory)));
+                let command = &mut (peer.command)(&directory);
+                row.samples.push(measure::run(command, &self.disk()));
             }
         }
         rows
@@ -128,23 +128,26 @@ fn unmount_below(path: &Path) {
 
 type Part = fn(&Bench) -> Table;
 
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 11] = [
     ("mix", |bench| pull::cold(bench, "mix")),
     ("zstd", |bench| pull::cold(bench, "zstd")),
     ("tiny", |bench| pull::cold(bench, "tiny")),
     ("huge", |bench| pull::cold(bench, "huge")),
     ("many", |bench| pull::cold(bench, "many")),
+    ("floor", pull::floor),
     ("update", pull::update),
     ("deploy", deploy::run),
+    ("use", deploy::use_it),
     ("list", list::containers),
     ("others", list::others),
 ];
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some((deploy::CHECK_OUT, rest)) = words.split_first().map(|(word, rest)| (&**word, rest))
-    {
-        return deploy::check_out(rest);
+    match words.split_first().map(|(word, rest)| (&**word, rest)) {
+        Some((deploy::CHECK_OUT, rest)) => return deploy::check_out(rest),
+        Some((pull::GO_OVER, rest)) => return pull::go_over(rest),
+        _ => {}
     }
     let mut rounds = 5;
     let mut results = None;

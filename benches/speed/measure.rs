@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+/// What runs scripts.
+pub const SHELL: &str = "/bin/sh";
 /// Between two looks at a process's memory.
 const LOOK: Duration = Duration::from_millis(10);
 /// Units of the times in `/proc/PID/stat` in a second. Source: `USER_HZ` of every Linux.
@@ -23,25 +26,34 @@ pub struct Sample {
     pub memory: f64,
     /// Bytes the command itself wrote (`wchar`), to pipes and sockets as well.
     pub written: f64,
+    /// Bytes of the disk that were in use on the way and not at the end.
+    pub temporary: f64,
+    /// It was a script: memory and bytes are the shell's.
+    pub is_script: bool,
 }
 
 /// What children have written, by number: it is on their parent's account when they have ended.
 type Children = HashMap<u32, u64>;
 
-/// Run a command that must work.
-pub fn run(command: &mut Command) -> Sample {
+/// Run a command that must work, on `disk`, where its temporary files go as well.
+pub fn run(command: &mut Command, disk: &Path) -> Sample {
     // What the last one left to write back is not this one's doing.
     rustix::fs::sync();
     let mut complaints = tempfile::tempfile().unwrap();
     let before = cpu_of_children();
     let start = Instant::now();
+    let mut peak = 0.0_f64;
     let mut child = command
+        .env("TMPDIR", disk)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(complaints.try_clone().unwrap())
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?} cannot run: {error}: run \"make deps\""));
-    let mut sample = Sample::default();
+    let mut sample = Sample {
+        is_script: command.get_program() == SHELL,
+        ..Sample::default()
+    };
     let mut children = Children::new();
     let pid = child.id();
     let id = rustix::process::Pid::from_child(&child);
@@ -56,6 +68,7 @@ pub fn run(command: &mut Command) -> Sample {
             sample.memory = sample.memory.max(float(memory * 1024));
         }
         look_at_children(pid, &mut children);
+        peak = peak.max(in_use(disk));
         std::thread::sleep(if start.elapsed() < LOOK * 20 {
             LOOK / 20
         } else {
@@ -75,7 +88,14 @@ pub fn run(command: &mut Command) -> Sample {
         panic!("{words:.200}: {status}: {text}");
     }
     sample.cpu = cpu_of_children() - before;
+    sample.temporary = (peak - in_use(disk)).max(0.0);
     sample
+}
+
+/// Bytes of a file system that are in use.
+fn in_use(disk: &Path) -> f64 {
+    let found = rustix::fs::statvfs(disk).unwrap();
+    float((found.f_blocks - found.f_bfree) * found.f_frsize)
 }
 
 /// Bytes as they are shown, for which a float is exact enough.

@@ -49,7 +49,7 @@ impl Table {
     /// As a table of medians, with our share of each other's wall time and processor time.
     pub fn markdown(&self) -> String {
         let mut out = format!(
-            "## {}\n\n{}\n\n| | wall s | ours / theirs | CPU s | ours / theirs | peak MB | written MB |\n|---|---|---|---|---|---|---|\n",
+            "## {}\n\n{}\n\n| | wall s | ours / theirs | CPU s | ours / theirs | peak MB | written MB | temporary MB |\n|---|---|---|---|---|---|---|---|\n",
             self.title, self.about
         );
         for row in &self.rows {
@@ -57,19 +57,29 @@ impl Table {
                 let ratio = self.ratio(row, of).map(|ratio| format!("{ratio:.2}"));
                 ratio.unwrap_or_default()
             };
+            let is_script = row.samples.iter().any(|sample| sample.is_script);
+            let own = |of: fn(&Sample) -> f64| {
+                let known = (!is_script).then(|| megabytes(row.median(of)));
+                known.unwrap_or_default()
+            };
             out += &format!(
-                "| {} | {:.3} | {} | {:.2} | {} | {:.0} | {:.0} |\n",
+                "| {} | {:.3} | {} | {:.2} | {} | {} | {} | {} |\n",
                 row.who.replace('|', "\\|"),
                 row.median(|sample| sample.wall),
                 ratio(|sample| sample.wall),
                 row.median(|sample| sample.cpu),
                 ratio(|sample| sample.cpu),
-                row.median(|sample| sample.memory / 1e6),
-                row.median(|sample| sample.written / 1e6),
+                own(|sample| sample.memory),
+                own(|sample| sample.written),
+                megabytes(row.median(|sample| sample.temporary)),
             );
         }
         out
     }
+}
+
+fn megabytes(bytes: f64) -> String {
+    format!("{:.0}", bytes / 1e6)
 }
 
 /// What was measured, and where.
@@ -107,7 +117,8 @@ impl Results {
         let mut text = format!(
             "# What `make bench` found\n\nMedians of {} rounds, everybody in turn in one run, each from a cold store on an ext4 of its own. \
              The first row is ours; a ratio below 1 means that we took less. Our times include both digests of every layer, side data, the merged \
-             tree and the closing syncs; nobody else syncs.\n\n![our share of the others' time](results.svg)\n\n",
+             tree and the closing syncs; nobody else syncs. \
+             Peak memory and bytes written are those of the program itself, without its children; temporary is what was on the disk on the way and not at the end.\n\n![our share of the others' time](results.svg)\n\n",
             self.rounds
         );
         for line in self.machine.iter().chain(&self.versions) {

@@ -51,23 +51,29 @@ impl Output {
             width.max(longest.unwrap_or(0)).max(title.len())
         };
         let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-        let print = |out: &mut Self, cells: &mut dyn Iterator<Item = &str>| {
-            let mut text = " ".repeat(indent);
+        // Written at once: a write for each of many rows would be what takes the time.
+        let mut text = String::new();
+        let mut add = |cells: &mut dyn Iterator<Item = &str>| {
+            let mut line = " ".repeat(indent);
             for (cell, width) in cells.zip(&widths) {
                 let cut: String = cell.chars().take(*width).collect();
                 let padding = width - cut.chars().count();
-                text.push_str(&cut);
-                text.push_str(&" ".repeat(padding + 1));
+                line.push_str(&cut);
+                line.push_str(&" ".repeat(padding + 1));
             }
-            out.line(text.trim_end())
+            text.push_str(line.trim_end());
+            text.push('\n');
         };
         if heading {
-            print(self, &mut columns.iter().map(|(title, _)| *title))?;
+            add(&mut columns.iter().map(|(title, _)| *title));
         }
         for row in rows {
-            print(self, &mut row.iter().map(String::as_str))?;
+            add(&mut row.iter().map(String::as_str));
         }
-        Ok(())
+        match text.strip_suffix('\n') {
+            Some(lines) => self.line(lines),
+            None => Ok(()),
+        }
     }
 
     /// Ask; anything but yes is a refusal.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::deployment::{ContainerName, Info, in_use, installed, preinstalled, read_config};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::systemd::{Manager, UnitStatus};
 
 /// One row of `containers list`, in the shape of its `--json`.
@@ -49,53 +49,84 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let states = Manager::connect(config.is_system).and_then(|manager| manager.statuses());
+    // systemd answers while the files are read.
+    let (states, found) = std::thread::scope(|scope| {
+        let asked = || Manager::connect(config.is_system)?.statuses();
+        let states = scope.spawn(asked);
+        let found: Vec<Found> = names.iter().map(|name| Found::read(config, name)).collect();
+        let died = |_| {
+            Err(Error::new(
+                Kind::Failed,
+                "the thread that asks systemd died",
+            ))
+        };
+        (states.join().unwrap_or_else(died), found)
+    });
     let states = states.unwrap_or_else(|error| {
         tracing::warn!(%error, "the states of the containers are not known");
         HashMap::new()
     });
-    Ok(names
-        .iter()
-        .map(|name| row(config, name, states.get(&name.unit())))
+    let found = names.iter().zip(found);
+    Ok(found
+        .map(|(name, found)| found.row(name, states.get(&name.unit())))
         .collect())
 }
 
 /// One container.
 pub fn row(config: &Config, name: &ContainerName, status: Option<&UnitStatus>) -> Row {
-    let read = || -> Result<(Info, String)> {
-        let deployment = in_use(config, name)?.unwrap_or_default();
-        let info = Info::read(&deployment)?;
-        let command = command(&deployment);
-        Ok((info, command))
-    };
-    let (info, command, problem) = match read() {
-        Ok((info, command)) => (info, command, None),
-        Err(error) => (Info::default(), String::new(), Some(error.to_string())),
-    };
-    let state = if problem.is_some() {
-        "broken"
-    } else if !info.has_container_service {
-        "no service"
-    } else {
-        match status.map(|status| status.active.as_str()) {
-            Some("active" | "reloading") => "running",
-            Some("failed") => "failed",
-            _ => "inactive",
+    Found::read(config, name).row(name, status)
+}
+
+/// What the deployment in use says.
+#[derive(Default)]
+struct Found {
+    info: Info,
+    command: String,
+    problem: Option<String>,
+}
+
+impl Found {
+    fn read(config: &Config, name: &ContainerName) -> Self {
+        let read = || -> Result<Self> {
+            let deployment = in_use(config, name)?.unwrap_or_default();
+            Ok(Self {
+                info: Info::read(&deployment)?,
+                command: command(&deployment),
+                problem: None,
+            })
+        };
+        read().unwrap_or_else(|error| Self {
+            problem: Some(error.to_string()),
+            ..Self::default()
+        })
+    }
+
+    fn row(self, name: &ContainerName, status: Option<&UnitStatus>) -> Row {
+        let state = if self.problem.is_some() {
+            "broken"
+        } else if !self.info.has_container_service {
+            "no service"
+        } else {
+            match status.map(|status| status.active.as_str()) {
+                Some("active" | "reloading") => "running",
+                Some("failed") => "failed",
+                _ => "inactive",
+            }
+        };
+        Row {
+            id: name.to_string(),
+            image_id: self.info.revision,
+            image_name: self.info.image,
+            name: name.to_string(),
+            command: self.command,
+            created: local_time(self.info.created),
+            state: state.to_owned(),
+            backend: "ostree",
+            runtime: self.info.runtime,
+            vulnerable: false,
+            running: state != "inactive",
+            problem: self.problem,
         }
-    };
-    Row {
-        id: name.to_string(),
-        image_id: info.revision,
-        image_name: info.image,
-        name: name.to_string(),
-        command,
-        created: local_time(info.created),
-        state: state.to_owned(),
-        backend: "ostree",
-        runtime: info.runtime,
-        vulnerable: false,
-        running: state != "inactive",
-        problem,
     }
 }
 

@@ -204,14 +204,21 @@ impl Import<'_> {
     /// Make everything durable, then visible at once.
     pub fn commit(mut self) -> Result<()> {
         let failed = || "cannot commit to the repository".into();
-        // libostree syncs what this moves before it goes on.
-        if let Some(writers) = self.writers.take() {
-            writers.place()?;
-            tracing::debug!("files are in place");
-        }
-        self.transaction.commit(NO_CANCEL).context(failed)?;
-        tracing::debug!("trees are in place");
         let repo = &self.store.repo;
+        // What is renamed below must be on the disk before it has its name: libostree's trees as well.
+        let root = std::fs::File::open(&self.store.path).context(failed)?;
+        match self.writers.take() {
+            Some(writers) => writers.place()?,
+            None => rustix::fs::syncfs(root).context(failed)?,
+        }
+        tracing::debug!("files are in place");
+        // It would sync each of its 256 directories. The second transaction begins with a sync of them all.
+        let syncs = !repo.is_disable_fsync();
+        repo.set_disable_fsync(true);
+        let committed = self.transaction.commit(NO_CANCEL);
+        repo.set_disable_fsync(!syncs);
+        committed.context(failed)?;
+        tracing::debug!("trees are in place");
         let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
         let commits = self.commits.take();
         for (name, commit) in &commits {

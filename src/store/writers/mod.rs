@@ -85,8 +85,8 @@ impl Writers {
         Ok(Lane::new(tasks, self.shared.manner(), budget))
     }
 
-    /// Make all that was written durable and move it to where it belongs. Its new names are durable after the
-    /// next sync of the file system.
+    /// Make all that was written durable, by others to the same file system as well, and move it to where it
+    /// belongs. Its new names are durable after the next sync of the file system.
     pub fn place(mut self) -> Result<()> {
         self.tasks = None;
         for thread in self.threads.drain(..) {
@@ -94,15 +94,12 @@ impl Writers {
                 fail!(Kind::Failed, "a thread that writes to the repository died");
             }
         }
-        let mut parts = names(&self.shared.staging).context(failed)?;
-        parts.retain(|name| !name.starts_with(UNNAMED));
-        if parts.is_empty() {
-            return Ok(());
-        }
         tracing::debug!("files are written");
         self.end_flushing();
         self.shared.sync().context(failed)?;
         tracing::debug!("files are durable");
+        let mut parts = names(&self.shared.staging).context(failed)?;
+        parts.retain(|name| !name.starts_with(UNNAMED));
         for part in parts {
             self.shared.place(&part).context(failed)?;
         }
