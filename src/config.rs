@@ -118,6 +118,17 @@ const DEFAULT_WATCH: u32 = 15;
 const DEFAULT_MAX_LAYER_BYTES: u64 = 64 << 30;
 const DEFAULT_IMPORT_MEMORY_BYTES: usize = 48 << 20;
 
+/// A user's repository is where the checkouts are, for they are hard links to it. Who moved only the checkouts
+/// before it was so has one where it always was.
+fn users_repository(checkouts: &Utf8Path, data: &Utf8Path) -> Utf8PathBuf {
+    let (own, usual) = (checkouts.join("repo"), data.join("atomic/repo"));
+    if usual.is_dir() && !own.is_dir() {
+        usual
+    } else {
+        own
+    }
+}
+
 impl Config {
     /// The configuration for whoever runs us: root has the system's store, everyone else their
     /// own below `XDG_DATA_HOME`.
@@ -157,7 +168,7 @@ impl Config {
         let repository = path_of("ATOMIC_OSTREE_REPO")
             .or(file.ostree_repository.filter(|_| is_system))
             .or(original.ostree_repository.clone().filter(|_| is_system))
-            .or_else(|| (!is_system).then(|| data.join("atomic/repo")));
+            .or_else(|| (!is_system).then(|| users_repository(&checkouts, &data)));
         let places = if is_system {
             Places::of_system()
         } else {

@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: words in, words out
 //! - [`container`]: system and user containers: install, update, rollback, uninstall, run, verify, mount
+//! - [`rootless`]: containers of people without root: create, run
 //! - [`transaction`]: a change as data: plan, journal, apply, undo, recover
 //! - [`deployment`]: one deployment on disk: names, paths, `info`, ledger
 //! - [`hostfiles`]: files that images bring for the host: what is wanted, installed, on the disk
@@ -34,6 +35,7 @@ pub mod hostfiles;
 pub mod image;
 pub mod interrupt;
 pub mod pull;
+pub mod rootless;
 pub mod runtime;
 pub mod safefs;
 pub mod selinux;

@@ -4,46 +4,8 @@ mod support;
 
 use serde_json::{Value, json};
 use support::images::{self, Image, Layer};
-use support::{Host, Registry, Said as _, free_port, http_get, wait_for_answer};
-
-const HOME: &str = "/home/someone";
-
-struct User<'h>(&'h Host);
-
-impl<'h> User<'h> {
-    /// A user with ranges and a manager of their own.
-    fn new(host: &'h Host) -> Self {
-        host.ok("useradd -m someone");
-        host.sh("usermod -v 300000-300009 someone; usermod -w 300000-300009 someone");
-        host.ok("systemctl start user@$(id-u)"
-            .replace("$(id-u)", host.ok("id -u someone").trim())
-            .as_str());
-        Self(host)
-    }
-
-    fn command(&self, words: &str) -> std::process::Output {
-        let uid = self.0.ok("id -u someone");
-        let mut command = self.0.command("setpriv");
-        command
-            .args(["--reuid=someone", "--regid=someone", "--init-groups", "env"])
-            .arg(format!("HOME={HOME}"))
-            .arg(format!("XDG_RUNTIME_DIR=/run/user/{}", uid.trim()))
-            .arg("ATOMIC_RS_CONFIG=/etc/atomic-rs.toml")
-            .args(["sh", "-c", words]);
-        command.output().unwrap()
-    }
-
-    fn ok(&self, words: &str) -> String {
-        let output = self.command(words);
-        assert!(
-            output.status.success(),
-            "{words}: {}{}",
-            output.out(),
-            output.err()
-        );
-        output.out()
-    }
-}
+use support::user::HOME;
+use support::{Host, Registry, Said as _, User, free_port, http_get, wait_for_answer};
 
 #[test]
 fn an_unprivileged_user_installs_updates_rolls_back_and_uninstalls() {

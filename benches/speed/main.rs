@@ -49,7 +49,15 @@ impl Bench {
         file.set_len(DISK_BYTES).unwrap();
         must(
             Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+                // Everybody makes a file of each of 100 000, in every round.
+                .args([
+                    "-q",
+                    "-F",
+                    "-i",
+                    "8192",
+                    "-E",
+                    "lazy_itable_init=0,lazy_journal_init=0",
+                ])
                 .arg(&image),
         );
         let device = must(

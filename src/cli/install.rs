@@ -5,6 +5,7 @@ use clap::ValueEnum;
 
 use super::Call;
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
+use super::process::ProcessArgs;
 use crate::config::Config;
 use crate::container::{self, Outcome, PackageWish, remote_rootfs, run};
 use crate::deployment::{ContainerName, in_use};
@@ -13,7 +14,6 @@ use crate::fail;
 use crate::hostfiles::package::{Format, Mode};
 use crate::pull::Remote;
 use crate::runtime::Runtime;
-use crate::runtime::mounts;
 use crate::runtime::spec::{RunOptions, Writable};
 use crate::store::Store;
 use crate::transaction::Host;
@@ -89,18 +89,8 @@ pub struct Install {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Options for images without their own config.json")]
 struct RunArgs {
-    /// Set an environment variable; NAME alone takes its value from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// Read environment variables from a file of NAME=VALUE lines
-    #[arg(long, value_name = "FILE")]
-    env_file: Vec<Utf8PathBuf>,
-    /// Mount a host path in the container
-    #[arg(long, value_name = "SRC:DST[:ro]")]
-    volume: Vec<String>,
-    /// Run this in place of the image's entrypoint: a program, or a JSON array of words
-    #[arg(long, value_name = "COMMAND")]
-    entrypoint: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
     /// Add a capability to the default set
     #[arg(long, value_name = "CAP")]
     cap_add: Vec<String>,
@@ -281,38 +271,12 @@ fn build(
 
 impl RunArgs {
     fn options(&self, command: &[String]) -> Result<RunOptions> {
-        let mut env = Vec::new();
-        for file in &self.env_file {
-            let text = std::fs::read_to_string(file).context(|| format!("cannot read {file}"))?;
-            for line in text.lines().map(str::trim) {
-                if !line.is_empty() && !line.starts_with('#') {
-                    env.extend(variable(line)?);
-                }
-            }
-        }
-        for text in &self.env {
-            env.extend(variable(text)?);
-        }
         // Said now rather than when the container is there already.
         crate::runtime::capabilities::with_changes(&self.cap_add, &self.cap_drop)?;
-        let entrypoint = match self.entrypoint.as_deref() {
-            None => None,
-            Some("") => Some(Vec::new()),
-            Some(text) if text.starts_with('[') => {
-                Some(serde_json::from_str(text).kind(Kind::Usage, || {
-                    "--entrypoint is not a JSON array of words".into()
-                })?)
-            }
-            Some(program) => Some(vec![program.to_owned()]),
-        };
         Ok(RunOptions {
-            env,
-            volumes: self
-                .volume
-                .iter()
-                .map(|text| mounts::parse_volume(text))
-                .collect::<Result<_>>()?,
-            entrypoint,
+            env: self.process.env.list()?,
+            volumes: self.process.volumes()?,
+            entrypoint: self.process.entrypoint()?,
             command: command.to_vec(),
             user: None,
             cap_add: self.cap_add.clone(),
@@ -326,22 +290,4 @@ impl RunArgs {
             ..RunOptions::default()
         })
     }
-}
-
-/// `NAME=VALUE`, or `NAME` with the value it has here; nothing if it has none.
-fn variable(text: &str) -> Result<Option<String>> {
-    let name = text.split('=').next().unwrap_or_default();
-    if name.is_empty() || name.contains(char::is_whitespace) || text.contains('\0') {
-        fail!(
-            Kind::Usage,
-            "\"{text}\" is not an environment variable: expected NAME[=VALUE]"
-        );
-    }
-    Ok(if text.contains('=') {
-        Some(text.to_owned())
-    } else {
-        std::env::var(name)
-            .ok()
-            .map(|value| format!("{name}={value}"))
-    })
 }

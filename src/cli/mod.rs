@@ -17,10 +17,13 @@ mod install;
 mod mount;
 mod output;
 mod owners;
+mod process;
 mod pull;
 mod recover;
 mod rollback;
+mod rootless;
 mod run;
+mod stages;
 mod trust;
 mod uninstall;
 mod update;
@@ -134,6 +137,13 @@ enum Verb {
     Help(help::HelpOf),
     #[command(hide = true)]
     OwnerLayer(owners::OwnerLayer),
+    #[command(hide = true)]
+    ContainerOuter(stages::Outer),
+    #[command(hide = true)]
+    ContainerInit(stages::Init),
+    #[command(hide = true)]
+    ContainerEnter(stages::Enter),
+    Rootless(rootless::Rootless),
     Recover(recover::Recover),
     Completion(completion::Completion),
 }
@@ -199,6 +209,9 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
     match verb {
         Verb::Completion(verb) => return verb.run(&mut out),
         Verb::OwnerLayer(verb) => return verb.run(),
+        Verb::ContainerOuter(verb) => return verb.run(),
+        Verb::ContainerInit(verb) => return verb.run(),
+        Verb::ContainerEnter(verb) => return verb.run(),
         _ => {}
     }
     let config = Config::load(Interrupt::listen()?)?;
@@ -241,6 +254,10 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::Recover(verb) => verb.run(&mut call),
         Verb::Completion(verb) => verb.run(call.out),
         Verb::OwnerLayer(verb) => verb.run(),
+        Verb::ContainerOuter(verb) => verb.run(),
+        Verb::ContainerInit(verb) => verb.run(),
+        Verb::ContainerEnter(verb) => verb.run(),
+        Verb::Rootless(verb) => verb.run(&mut call),
     };
     result.map_err(|error| config.interrupt.explain(error))
 }
@@ -278,6 +295,10 @@ impl Verb {
             Self::Version(_) => "version",
             Self::Help(_) => "help",
             Self::OwnerLayer(_) => crate::deployment::owners::VERB,
+            Self::ContainerOuter(_) => crate::rootless::engine::OUTER_VERB,
+            Self::ContainerInit(_) => crate::rootless::engine::INIT_VERB,
+            Self::ContainerEnter(_) => crate::rootless::engine::ENTER_VERB,
+            Self::Rootless(_) => "rootless",
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",
         }

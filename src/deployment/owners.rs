@@ -49,7 +49,8 @@ impl OwnerLayer {
         if !mapping.has_range() {
             return Ok(None);
         }
-        let (tree, mut entries) = store.special_entries(commit)?;
+        let tree = store.tree_of(commit)?;
+        let mut entries = store.special_entries(commit)?;
         fit(&mut entries, &mapping);
         if !entries.iter().any(Entry::is_special) {
             return Ok(None);

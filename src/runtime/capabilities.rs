@@ -81,6 +81,13 @@ pub fn all_as_json_items() -> String {
     quoted.join(",\n")
 }
 
+/// The default set as the kernel has it: a bit for each, by number.
+pub fn default_bits() -> u64 {
+    let numbers = NAMES.iter().enumerate();
+    let held = numbers.filter(|(_, name)| DEFAULT.contains(name));
+    held.fold(0, |all, (number, _)| all | 1 << number)
+}
+
 /// The default set with `add` and without `drop`; `ALL` stands for every one.
 pub fn with_changes(add: &[String], drop: &[String]) -> Result<Vec<&'static str>> {
     let mut set: Vec<&'static str> = DEFAULT.to_vec();

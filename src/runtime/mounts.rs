@@ -94,7 +94,8 @@ pub fn show_owners(config: &mut Value, owners: &OwnerDirs, rootfs: &Utf8Path) {
     mounts.splice(0..0, overlays);
 }
 
-pub(super) fn base_mounts() -> Vec<Value> {
+/// What every container mounts of the kernel's file systems.
+pub fn base_mounts() -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -135,7 +136,8 @@ pub(super) fn tmpfs(destination: &str, mode: &str) -> Value {
            "options": ["nosuid", "nodev", mode]})
 }
 
-pub(super) fn bind(source: &str, destination: &str, options: &[&str]) -> Value {
+/// A bind mount.
+pub fn bind(source: &str, destination: &str, options: &[&str]) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": options})
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::command::{Child, find_program};
-use crate::error::{Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 
 /// One block of ids.
@@ -211,22 +211,39 @@ impl Mapping {
     pub fn run_as_root(&self, program: &str, args: &[&str], input: &[u8]) -> Result<()> {
         // It waits until it is mapped: the helpers want its number.
         let script = "echo; read -r _ && exec \"$@\"";
-        let map = |helper: &str, pid: u32, ranges: &[Range]| {
+        Child::new("unshare")
+            .args(["--user", "--", "/bin/sh", "-c", script, "sh", program])
+            .args(args)
+            .input(&[b"\n", input].concat())
+            .run_between(|pid| self.write_to(pid))
+    }
+
+    /// Give a process that is in a new user namespace of ours these ids.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`] with what newuidmap or newgidmap said.
+    pub fn write_to(&self, pid: u32) -> Result<()> {
+        if !self.has_range() {
+            // One id of one's own needs no helper; groups must be given up for it.
+            let write = |file: &str, text: String| {
+                let path = format!("/proc/{pid}/{file}");
+                std::fs::write(&path, text).context(|| format!("cannot write {path}"))
+            };
+            write("setgroups", "deny".into())?;
+            let one = |range: &Range| format!("0 {} 1", range.outside);
+            let [users, groups] = [&self.users, &self.groups].map(|list| list.first().map(one));
+            write("uid_map", users.unwrap_or_default())?;
+            return write("gid_map", groups.unwrap_or_default());
+        }
+        for (helper, ranges) in [("newuidmap", &self.users), ("newgidmap", &self.groups)] {
             let mut child = Child::new(helper).arg(pid.to_string());
             for range in ranges {
                 let numbers = [range.inside, range.outside, range.size];
                 child = child.args(numbers.map(|number| number.to_string()));
             }
-            child.run().map(|_| ())
-        };
-        Child::new("unshare")
-            .args(["--user", "--", "/bin/sh", "-c", script, "sh", program])
-            .args(args)
-            .input(&[b"\n", input].concat())
-            .run_between(|pid| {
-                map("newuidmap", pid, &self.users)?;
-                map("newgidmap", pid, &self.groups)
-            })
+            child.run()?;
+        }
+        Ok(())
     }
 
     /// Remove a directory in which a container's users own files; one that is not there is fine.

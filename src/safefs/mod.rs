@@ -5,7 +5,9 @@
 mod atomic;
 mod files;
 mod lock;
+mod make;
 mod parent;
+mod process;
 mod root;
 
 pub use atomic::{
@@ -15,6 +17,9 @@ pub use atomic::{
 pub use files::{FileStat, Files, Node, Walked};
 pub use lock::{Lock, Mode};
 pub use parent::Parent;
+pub use process::{
+    Identity, Leave, become_root, end_with_parent, inherited, keep_open, leave, run_as,
+};
 pub use root::{Root, xattrs_of};
 
 use std::fs::File;

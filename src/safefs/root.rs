@@ -35,7 +35,12 @@ impl Root {
         })
     }
 
-    fn resolve(&self, path: &str, flags: OFlags, how: ResolveFlags) -> Result<Option<File>> {
+    pub(super) fn resolve(
+        &self,
+        path: &str,
+        flags: OFlags,
+        how: ResolveFlags,
+    ) -> Result<Option<File>> {
         // A concurrent rename makes the kernel answer EAGAIN; a few tries settle it.
         for _ in 0..16 {
             match rustix::fs::openat2(

@@ -69,10 +69,13 @@ impl Entry {
 }
 
 impl Store {
-    /// The special entries of a commit's tree, with all directories above them before them, and the
-    /// checksum of the tree: equal trees have equal ones, whatever their commits say.
-    pub fn special_entries(&self, commit: &str) -> Result<(String, Vec<Entry>)> {
-        let (tree, _) = commit_root(&self.repo, commit)?;
+    /// The checksum of a commit's tree: equal trees have equal ones, whatever their commits say.
+    pub fn tree_of(&self, commit: &str) -> Result<String> {
+        Ok(hex(&commit_root(&self.repo, commit)?.0))
+    }
+
+    /// The special entries of a commit's tree, with all directories above them before them.
+    pub fn special_entries(&self, commit: &str) -> Result<Vec<Entry>> {
         let mut out: Vec<Entry> = Vec::new();
         // Directories above the entry at hand that are not in the list yet.
         let mut above: Vec<Entry> = Vec::new();
@@ -91,6 +94,6 @@ impl Store {
                 above.push(entry);
             }
         }
-        Ok((hex(&tree), out))
+        Ok(out)
     }
 }

@@ -4,6 +4,7 @@
 pub mod host;
 pub mod images;
 pub mod registry;
+pub mod user;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use host::Host;
 pub use registry::Registry;
+pub use user::User;
 
 /// A directory on the real disk (hard links and overlay uppers need one), removed when dropped.
 /// Those of processes that died are swept by whoever comes next.

@@ -1,0 +1,178 @@
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+
+use super::super::Call;
+use super::super::args::SourceArgs;
+use super::super::process::{EnvArgs, ProcessArgs};
+use super::manage::new;
+use crate::error::{Error, Kind, Result};
+use crate::fail;
+use crate::rootless::engine::SETUP_FAILED;
+use crate::rootless::{self, Container, Home, Mode, Name, Wishes, create};
+
+/// Run a command in a container, or in a new one of an image
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: that of the command, or 128 and the number of the signal that ended it; 125 if the container could not be set up, 126 if the command cannot be executed, 127 if there is none of that name."
+)]
+pub struct Run {
+    /// A container, by id or name, or an image, of which one is created; what follows is the command
+    #[arg(
+        required = true,
+        value_name = "CONTAINER|IMAGE [COMMAND]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    words: Vec<String>,
+    /// A name for the new container
+    #[arg(long)]
+    name: Option<Name>,
+    /// Remove the container afterwards
+    #[arg(long)]
+    rm: bool,
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    whom: Whom,
+    /// The host's name inside
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Let the container have a device of the host
+    #[arg(long, value_name = "/dev/NAME")]
+    device: Vec<Utf8PathBuf>,
+    /// How a new container runs
+    #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
+    mode: Mode,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// Whom a command runs as, and where.
+#[derive(Debug, Clone, clap::Args)]
+struct Whom {
+    /// Have the environment that this command has itself
+    #[arg(long)]
+    hostenv: bool,
+    /// Whom to run as: user[:group], names or numbers of the container
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// Where to start
+    #[arg(short, long, value_name = "DIRECTORY")]
+    workdir: Option<String>,
+}
+
+impl Whom {
+    fn wishes(&self, env: &EnvArgs, command: &[String]) -> Result<Wishes> {
+        Ok(Wishes {
+            command: command.to_vec(),
+            env: env.list()?,
+            host_env: self.hostenv,
+            user: self.user.clone(),
+            workdir: self.workdir.clone(),
+            ..Wishes::default()
+        })
+    }
+}
+
+/// Run one more command in a container that runs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: as that of \"run\".")]
+pub struct Exec {
+    /// A container, by id or name, and the command
+    #[arg(
+        required = true,
+        num_args = 2..,
+        value_names = ["CONTAINER", "COMMAND"],
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    words: Vec<String>,
+    #[command(flatten)]
+    process: EnvArgs,
+    #[command(flatten)]
+    whom: Whom,
+}
+
+impl Exec {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let Some((first, command)) = self.words.split_first() else {
+            fail!(Kind::Usage, "a container is missing");
+        };
+        let wishes = Wishes {
+            // The command is the whole of it.
+            entrypoint: Some(Vec::new()),
+            ..self.whom.wishes(&self.process, command)?
+        };
+        let container = Home::of(call.config).require(first).map_err(set_up)?;
+        let _held = call.config.interrupt.hold();
+        let code = rootless::exec(call.config, &container, wishes);
+        code.map(ExitCode::from).map_err(set_up)
+    }
+}
+
+impl Run {
+    pub fn run(mut self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let words = std::mem::take(&mut self.words);
+        let Some((first, command)) = words.split_first() else {
+            fail!(Kind::Usage, "a container or an image is missing");
+        };
+        if first.starts_with('-') {
+            fail!(Kind::Usage, "there is no option \"{first}\"");
+        }
+        let wishes = self.wishes(command).map_err(set_up)?;
+        let container = self.container(call, first).map_err(set_up)?;
+        let code = {
+            // From here on signals are the command's.
+            let _held = call.config.interrupt.hold();
+            rootless::run(call.config, &container, wishes)
+        };
+        if self.rm {
+            create::remove(call.config, &container)?;
+        }
+        code.map(ExitCode::from).map_err(set_up)
+    }
+
+    fn container(&self, call: &mut Call<'_>, text: &str) -> Result<Container> {
+        if let Some(found) = Home::of(call.config).find(text)? {
+            if self.name.is_some() {
+                fail!(
+                    Kind::Usage,
+                    "\"{text}\" is a container, and --name is for new ones"
+                );
+            }
+            return Ok(found);
+        }
+        new(
+            call,
+            &self.source,
+            text,
+            self.name.as_ref(),
+            false,
+            self.mode,
+        )
+    }
+
+    fn wishes(&self, command: &[String]) -> Result<Wishes> {
+        for device in &self.device {
+            if !device.starts_with("/dev") || !device.exists() {
+                fail!(Kind::NotFound, "there is no device {device}");
+            }
+        }
+        Ok(Wishes {
+            entrypoint: self.process.entrypoint()?,
+            volumes: self.process.volumes()?,
+            devices: self.device.clone(),
+            hostname: self.hostname.clone(),
+            ..self.whom.wishes(&self.process.env, command)?
+        })
+    }
+}
+
+/// What is not the command's own doing has an exit code of its own.
+fn set_up(error: Error) -> Error {
+    match error.kind() {
+        Kind::Child(_) | Kind::Usage | Kind::Interrupted(_) => error,
+        _ => Error::new(Kind::Child(SETUP_FAILED), error.to_string()),
+    }
+}

@@ -1,0 +1,208 @@
+//! Containers come and go: nothing is copied, and a kill leaves none that is half made.
+
+use std::path::Path;
+
+use camino::Utf8Path;
+use serde_json::Value;
+
+use super::container::{Container, FORMAT, Mode, Record};
+use super::home::{Home, Name};
+use super::tree::Tree;
+use crate::config::Config;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+use crate::image::{ImageConfig, Manifest, Platform};
+use crate::runtime::userns::Mapping;
+use crate::safefs;
+use crate::store::images::StoredImage;
+use crate::store::{Store, now};
+
+/// What a new container is made from and called.
+#[derive(Debug)]
+pub struct Create<'a> {
+    /// A stored image.
+    pub image: &'a StoredImage,
+    /// Its name, if it gets one.
+    pub name: Option<&'a Name>,
+    /// Take the name away from another container.
+    pub force: bool,
+    /// How it runs.
+    pub mode: Mode,
+}
+
+/// Create a container.
+///
+/// # Errors
+/// [`Kind::Exists`] if the name is taken.
+pub fn create(config: &Config, store: &Store, request: &Create<'_>) -> Result<Container> {
+    let home = Home::of(config);
+    let _turn = home.turn()?;
+    sweep_staged(&home)?;
+    let tree = Tree::make(config, &home, store, request.image)?;
+    let text = config_text(store, request.image)?;
+    let parsed = ImageConfig::parse(&text)?;
+    let platform = parsed.platform().unwrap_or_else(Platform::host);
+    let record = Record {
+        format: FORMAT,
+        id: uuid::Uuid::new_v4().to_string(),
+        image: request.image.name.clone(),
+        image_id: request.image.id(),
+        created: now(),
+        platform: platform.to_string(),
+        mode: request.mode,
+        protected: false,
+        tree: tree.name().to_owned(),
+        config: serde_json::from_slice(&text)
+            .kind(Kind::Invalid, || "the image config is not valid".into())?,
+    };
+    place(&home, record, None, request.name, request.force)
+}
+
+/// A new container with all that was written to another one, which must not be running.
+pub fn clone(config: &Config, from: &Container, name: Option<&Name>) -> Result<Container> {
+    let home = Home::of(config);
+    let _turn = home.turn()?;
+    sweep_staged(&home)?;
+    let _still = stopped(from)?;
+    let record = Record {
+        id: uuid::Uuid::new_v4().to_string(),
+        created: now(),
+        protected: false,
+        ..from.record.clone()
+    };
+    place(&home, record, Some(from), name, false)
+}
+
+/// Remove a container, all its names, and what it shared with no other.
+///
+/// # Errors
+/// [`Kind::Refused`] for one that is protected or running.
+pub fn remove(config: &Config, container: &Container) -> Result<()> {
+    let home = Home::of(config);
+    let _turn = home.turn()?;
+    container.check_unprotected()?;
+    let id = &container.record.id;
+    let staged = home.containers().join(format!(".{id}.gone"));
+    {
+        let _still = stopped(container)?;
+        for name in home.names_of(id)? {
+            home.remove_name(&name.parse()?)?;
+        }
+        // Gone at once; what takes time comes afterwards.
+        safefs::rename(container.path.as_std_path(), staged.as_std_path())?;
+    }
+    remove_files(&staged)?;
+    Tree::sweep(&home)
+}
+
+/// Hold a container while nothing of it runs.
+fn stopped(container: &Container) -> Result<safefs::Lock> {
+    let held = container.turn()?;
+    if !container.holders()?.is_empty() {
+        fail!(
+            Kind::Refused,
+            "container {} is running",
+            container.record.id
+        );
+    }
+    Ok(held)
+}
+
+/// Make the directory of a container under another name and give it its own when it is whole.
+fn place(
+    home: &Home,
+    record: Record,
+    from: Option<&Container>,
+    name: Option<&Name>,
+    force: bool,
+) -> Result<Container> {
+    if let Some(name) = name
+        && let Some(other) = home.find(name.as_str())?
+        && !force
+    {
+        return Err(Error::new(
+            Kind::Exists,
+            format!(
+                "a container of the name \"{name}\" exists: {}",
+                other.record.id
+            ),
+        ));
+    }
+    let id = record.id.clone();
+    let staged = home.containers().join(format!(".{id}.new"));
+    safefs::make_private_dir(staged.as_std_path())?;
+    for directory in ["ROOT", "work"] {
+        let path = staged.join(directory);
+        std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?;
+    }
+    if let Some(from) = from {
+        copy(&from.path.join("upper"), &staged.join("upper"))?;
+    } else {
+        let path = staged.join("upper");
+        // It is what the container's users see as their root directory.
+        std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).context(|| format!("cannot open {path}"))?;
+    }
+    let container = Container {
+        path: staged.clone(),
+        record,
+    };
+    container.save()?;
+    safefs::rename(staged.as_std_path(), home.container(&id).as_std_path())?;
+    if let Some(name) = name {
+        if force && home.find(name.as_str())?.is_some() {
+            home.remove_name(name)?;
+        }
+        home.add_name(&id, name)?;
+    }
+    Container::open(home, &id)
+}
+
+/// Copy what belongs to the container's users, as they.
+fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+    let words = ["-a", "--reflink=auto", "--", from.as_str(), to.as_str()];
+    Mapping::of_user().run_as_root("cp", &words, &[])
+}
+
+fn remove_files(path: &Utf8Path) -> Result<()> {
+    let mapping = Mapping::of_user();
+    // The kernel makes it for itself, and lets nobody in.
+    let inner = path.join("work/work");
+    if inner.is_dir() {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        // What cannot be opened, root of the namespace removes.
+        let _ = std::fs::set_permissions(&inner, mode);
+    }
+    mapping.remove_tree(path)
+}
+
+/// What killed ones left; [`Home::turn`] is held.
+fn sweep_staged(home: &Home) -> Result<()> {
+    let path = home.containers();
+    let entries = path
+        .read_dir_utf8()
+        .context(|| format!("cannot list {path}"))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let extension = Path::new(name).extension().and_then(|word| word.to_str());
+        if name.starts_with('.') && matches!(extension, Some("new" | "gone")) {
+            remove_files(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn config_text(store: &Store, image: &StoredImage) -> Result<Vec<u8>> {
+    let digest = image.manifest.as_ref().and_then(Manifest::config_digest);
+    let text = match digest {
+        Some(digest) => store.image_config_text(digest)?,
+        None => None,
+    };
+    // Images of old have none.
+    Ok(text.unwrap_or_else(|| {
+        Value::Object(serde_json::Map::new())
+            .to_string()
+            .into_bytes()
+    }))
+}

@@ -1,0 +1,70 @@
+//! How containers run.
+//!
+//! The program calls itself to get inside, stage by stage:
+//! - [`parent`] starts the next stage in a new user namespace (or for that of a run under way, since the kernel
+//!   does not answer for two mounts of one overlay), has ids mapped, and waits;
+//! - [`outer`] is root there, mounts the container's root where nobody else sees it, and keeps it mounted;
+//! - [`init`] is process 1 of the container: it puts the mounts together, makes them its only world, starts
+//!   the program, passes signals on to it and cleans up after its children;
+//! - [`enter`] runs one more command beside it;
+//! - [`runtime`] is what [`outer`] does in place of that where an OCI runtime is asked for.
+//!
+//! They talk on one socket: see [`wire`].
+
+pub mod enter;
+pub mod init;
+mod join;
+pub mod outer;
+pub mod parent;
+mod root;
+mod runtime;
+mod signals;
+mod wire;
+
+pub use parent::{exec, run};
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use super::process::Process;
+
+/// The verbs by which the program calls itself.
+pub const OUTER_VERB: &str = "container-outer";
+/// See [`OUTER_VERB`].
+pub const INIT_VERB: &str = "container-init";
+
+/// See [`OUTER_VERB`].
+pub const ENTER_VERB: &str = "container-enter";
+
+/// Set-up failed. The exit codes are those of docker and podman.
+pub const SETUP_FAILED: u8 = 125;
+/// The program is there and cannot be executed.
+pub const CANNOT_EXECUTE: u8 = 126;
+/// There is no such program.
+pub const NO_SUCH_PROGRAM: u8 = 127;
+
+/// What [`outer`] is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OuterTask {
+    /// The container's directory.
+    pub container: Utf8PathBuf,
+    /// Its lower layers, topmost first, relative to that directory; nothing if the root is mounted already.
+    pub lower: Option<Vec<String>>,
+    /// An OCI runtime, by its path, in place of [`init`].
+    pub runtime: Option<String>,
+    /// ^C on the terminal reaches everybody by itself.
+    pub at_terminal: bool,
+}
+
+/// What [`init`] is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct InitTask {
+    /// The container's root.
+    pub root: Utf8PathBuf,
+    /// What to run.
+    pub process: Process,
+    /// Whether there are more ids than one.
+    pub has_range: bool,
+    /// ^C on the terminal reaches everybody by itself.
+    pub at_terminal: bool,
+}

@@ -1,0 +1,22 @@
+//! Containers of people without root: no service, no unit, no help of an administrator.
+//!
+//! - [`home`]: where they are, by id and by name
+//! - [`tree`]: the files of an image, made once and shared by all containers of it
+//! - [`container`]: one container: its record, what was written to it
+//! - [`create`]: create, clone, remove
+//! - [`process`]: what to run: words, environment, user, volumes
+//! - [`engine`]: how it is run
+//! - [`run`]: all of it together
+
+pub mod container;
+pub mod create;
+pub mod engine;
+pub mod home;
+pub mod process;
+pub mod run;
+pub mod tree;
+
+pub use container::{Container, Mode, Record};
+pub use home::{Home, Name};
+pub use process::Wishes;
+pub use run::{exec, run};

@@ -1,0 +1,49 @@
+//! Commands in containers.
+
+use super::container::{Container, Mode};
+use super::engine;
+use super::home::Home;
+use super::process::{Process, Wishes};
+use crate::config::Config;
+use crate::error::{Kind, Result};
+use crate::fail;
+use crate::runtime::Runtime;
+
+/// Run a command in a container and return its exit code.
+///
+/// # Errors
+/// [`Kind::Child`] with the exit code that says what could not be set up.
+pub fn run(config: &Config, container: &Container, wishes: Wishes) -> Result<u8> {
+    let (process, runtime) = prepare(config, container, wishes)?;
+    engine::run(&Home::of(config), container, process, runtime.as_ref())
+}
+
+/// Run one more command in a container that runs, and return its exit code.
+///
+/// # Errors
+/// Those of [`run`]; [`Kind::Refused`] if it does not run.
+pub fn exec(config: &Config, container: &Container, wishes: Wishes) -> Result<u8> {
+    let (process, runtime) = prepare(config, container, wishes)?;
+    engine::exec(container, process, runtime.as_ref())
+}
+
+fn prepare(
+    config: &Config,
+    container: &Container,
+    wishes: Wishes,
+) -> Result<(Process, Option<Runtime>)> {
+    if config.is_system {
+        fail!(
+            Kind::Permission,
+            "this is for people without root: root has \"atomic-rs install\" and \"atomic-rs run\""
+        );
+    }
+    let host: Vec<(String, String)> = std::env::vars().collect();
+    let image = container.image_config()?;
+    let process = Process::new(&image.config, wishes, &container.record.id, &host)?;
+    let runtime = match container.record.mode {
+        Mode::N => None,
+        Mode::R1 => Some(Runtime::find(config.runtime.as_deref())?),
+    };
+    Ok((process, runtime))
+}

@@ -1,0 +1,126 @@
+//! What a process does to itself before it runs something that is not trusted. It is here for the sake of
+//! `unsafe`, which is in this room alone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use rustix::io::FdFlags;
+use rustix::process::{Gid, Signal, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+
+/// Let a descriptor stay open in every program that is executed from now on.
+pub fn keep_open(descriptor: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?)
+}
+
+/// Take over a descriptor that whoever executed us has left open, by its number. From here on it is ours
+/// alone: it is closed in what we execute.
+///
+/// # Errors
+/// `EBADF` if there is none of this number, and `EINVAL` for stdin, stdout and stderr.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= 2 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: it is only borrowed, to ask whether it is open; if it is not, the answer is an error.
+    #[allow(unsafe_code)]
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and nothing else in this process owns it: the parent left it open for us, and
+    // this is called with its number first thing and once.
+    #[allow(unsafe_code)]
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Namespaces to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Those of mounts.
+    Mounts,
+    /// Those of process numbers (for children), System V IPC and the host's name.
+    Others,
+}
+
+/// Move this process, and what it starts from now on, to namespaces of their own.
+pub fn leave(what: Leave) -> io::Result<()> {
+    let flags = match what {
+        Leave::Mounts => UnshareFlags::NEWNS,
+        Leave::Others => UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS,
+    };
+    // SAFETY: only CLONE_FILES would be unsafe, and that is none of these.
+    #[allow(unsafe_code)]
+    unsafe {
+        rustix::thread::unshare_unsafe(flags)?;
+    }
+    Ok(())
+}
+
+/// Be root of the user namespace, with the groups that were there before.
+pub fn become_root() -> io::Result<()> {
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    Ok(())
+}
+
+/// Be killed when whoever started us is.
+pub fn end_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(
+        Signal::KILL,
+    ))?)
+}
+
+/// Whom a program runs as.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups; nothing: those of whoever starts it.
+    pub groups: Option<Vec<u32>>,
+    /// Capabilities it, and what it starts, may have at the most: bits by number.
+    pub capabilities: u64,
+}
+
+/// Make a command run as somebody else, by root.
+pub fn run_as(command: &mut Command, identity: &Identity) {
+    let groups = identity.groups.as_ref();
+    let groups: Option<Vec<Gid>> =
+        groups.map(|list| list.iter().copied().map(Gid::from_raw).collect());
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let allowed = identity.capabilities;
+    let become_them = move || -> io::Result<()> {
+        for number in 0..u64::BITS {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            if allowed & one.bits() == 0 {
+                match rustix::thread::remove_capability_from_bounding_set(one) {
+                    Ok(()) => {}
+                    // The kernel knows no more.
+                    Err(rustix::io::Errno::INVAL) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        if let Some(groups) = &groups {
+            rustix::thread::set_thread_groups(groups)?;
+        }
+        rustix::thread::clear_ambient_capability_set()?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+        // What root executes has what is left of the bounding set, and what anybody else does, nothing.
+        let none = CapabilitySets {
+            inheritable: CapabilitySet::empty(),
+            ..rustix::thread::capabilities(None)?
+        };
+        rustix::thread::set_capabilities(None, none)?;
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; it makes system calls, which are
+    // async-signal-safe, allocates nothing and takes no lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(become_them);
+    }
+}

@@ -1,0 +1,362 @@
+//! Containers of people without root: in namespaces and an overlay, by no help of root but ranges.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::images::{Image, Layer};
+use support::{Host, Registry, Said as _, User};
+
+/// An image with users, odd owners, and a place that everybody may write to.
+fn image() -> Image {
+    Image::new()
+        .layer(
+            Layer::new()
+                .busybox()
+                .dir("tmp", 0o1777)
+                .owned_dir("srv/web", 0o750, 1234)
+                .owned_file("srv/web/secret", 0o640, 1234, "of web")
+                .owned_file("usr/bin/tool", 0o4755, 0, "tool")
+                .file("etc/kept", 0o644, "as it came"),
+        )
+        .set("Cmd", json!(["echo", "hello"]))
+        .set("Env", json!(["A=image", "B=image"]))
+        .set("WorkingDir", "/work")
+}
+
+struct Rootless<'h> {
+    user: User<'h>,
+    name: String,
+}
+
+impl<'h> Rootless<'h> {
+    fn new(host: &'h Host, registry: &Registry) -> Self {
+        image().push(registry, "app");
+        Self {
+            user: User::on_disk(host),
+            name: registry.name("app"),
+        }
+    }
+
+    fn ok(&self, words: &str) -> String {
+        self.user.ok(&format!("atomic-rs rootless {words}"))
+    }
+
+    fn code(&self, words: &str) -> (i32, String) {
+        let said = self.user.command(&format!("atomic-rs rootless {words}"));
+        (said.code(), said.err())
+    }
+}
+
+#[test]
+fn containers_are_created_run_and_removed_and_nothing_is_copied() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let name = &rootless.name;
+    let before = host.listing(&["/etc", "/usr/local"]);
+    rootless.user.ok(&format!("atomic-rs pull {name}"));
+    let id = rootless.ok(&format!("create --name one {name}"));
+    let id = id.trim();
+    assert_eq!(id.len(), 36, "{id}");
+    assert_eq!(rootless.ok("run one"), "hello\n");
+    assert_eq!(rootless.ok(&format!("run {id} id -u")), "0\n");
+    // What is written stays in the container, and nowhere else.
+    rootless.ok("run one sh -c 'echo changed > /etc/kept; rm /bin/ls; mkdir /new'");
+    assert_eq!(
+        rootless.ok("run one sh -c 'cat /etc/kept; test -e /bin/ls || echo gone'"),
+        "changed\ngone\n"
+    );
+    rootless.ok(&format!("create --name two {name}"));
+    assert_eq!(rootless.ok("run two cat /etc/kept"), "as it came");
+    let copy = rootless.ok("clone one --name three");
+    assert_eq!(rootless.ok("run three cat /etc/kept"), "changed\n");
+    rootless.ok("run three sh -c 'echo again > /etc/kept'");
+    assert_eq!(rootless.ok("run one cat /etc/kept"), "changed\n");
+    let rows: Value = serde_json::from_str(&rootless.ok("ps --json")).unwrap();
+    let names: Vec<&str> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["names"][0].as_str().unwrap())
+        .collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, ["one", "three", "two"]);
+    assert_eq!(rows[0]["mode"], "N");
+    assert!(rootless.ok("ps").contains("linux/amd64"));
+    // Names.
+    rootless.ok("name one uno");
+    rootless.ok("rename two zwei");
+    assert_eq!(rootless.code("run two true").0, 125);
+    assert_eq!(rootless.ok("run zwei echo x"), "x\n");
+    rootless.ok("rmname uno");
+    let taken = rootless.code(&format!("create --name one {name}"));
+    assert!(taken.0 == 1 && taken.1.contains("exists"), "{}", taken.1);
+    // Protection.
+    rootless.ok("protect one");
+    let refused = rootless.code("rm one");
+    assert!(refused.1.contains("is protected"), "{}", refused.1);
+    rootless.ok("unprotect one");
+    rootless.ok(&format!("rm one zwei {}", copy.trim()));
+    assert_eq!(rootless.ok("ps --noheading"), "");
+    let left = host
+        .sh("find /var/lib/containers/someone/.rootless -mindepth 2")
+        .out();
+    assert_eq!(left, "");
+    host.assert_unchanged(&["/etc", "/usr/local"], &before);
+    // A pull by the way, and a container for one run.
+    assert_eq!(
+        rootless.ok(&format!("run --rm {name} sh -c 'echo $0'")),
+        "sh\n"
+    );
+    assert_eq!(rootless.ok("ps --quiet"), "");
+}
+
+#[test]
+fn the_command_is_alone_with_its_image_and_what_was_bound() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let name = &rootless.name;
+    rootless.ok(&format!("create --name c {name}"));
+    let run = |words: &str| rootless.ok(&format!("run {words}"));
+    // Processes, host name, network, devices.
+    let processes = run("c sh -c 'ls -d /proc/[0-9]* | wc -l'");
+    assert!(processes.trim().parse::<u32>().unwrap() < 6, "{processes}");
+    assert_eq!(run("--hostname box c hostname"), "box\n");
+    assert_eq!(
+        run(
+            "c sh -c 'echo x > /dev/null; head -c 3 /dev/zero | wc -c; echo y > /dev/shm/f; ls /dev/pts'"
+        ),
+        "3\nptmx\n"
+    );
+    assert!(run("c cat /etc/resolv.conf") == host.read("/etc/resolv.conf"));
+    // The host's own files are nowhere.
+    assert_eq!(rootless.code("run c ls /var/lib/containers").0, 1);
+    assert_eq!(
+        run("c sh -c 'cat /proc/1/mountinfo | grep -c /home || true'"),
+        "0\n"
+    );
+    // Environment and words.
+    assert_eq!(
+        run("--env A=mine --env X c sh -c 'echo $A $B $X $PWD $HOME'"),
+        "mine image /work /root\n"
+    );
+    rootless.user.ok("echo B=file > ~/env");
+    assert_eq!(run("--env-file ~/env c sh -c 'echo $A $B'"), "image file\n");
+    assert_eq!(
+        rootless
+            .user
+            .ok("SEEN=yes atomic-rs rootless run --hostenv c sh -c 'echo $SEEN'"),
+        "yes\n"
+    );
+    assert_eq!(run("--entrypoint echo c a b"), "a b\n");
+    assert_eq!(run("--workdir /tmp c sh -c pwd"), "/tmp\n");
+    // Users, and what is theirs.
+    assert_eq!(
+        run("--user web c sh -c 'id -u; cat /srv/web/secret'"),
+        "1234\nof web"
+    );
+    assert_eq!(
+        run("c stat -c %u:%a /srv/web /usr/bin/tool /tmp"),
+        "1234:750\n0:4755\n0:1777\n"
+    );
+    assert_eq!(
+        run("c sh -c 'echo x > /tmp/f; chown web:web /tmp/f; stat -c %u /tmp/f'"),
+        "1234\n"
+    );
+    let odd = rootless.code("run --user nobody-there c true");
+    assert!(
+        odd.0 == 125 && odd.1.contains("no user \"nobody-there\""),
+        "{}",
+        odd.1
+    );
+    // Binds.
+    rootless
+        .user
+        .ok("mkdir ~/shared ~/shut; echo here > ~/shared/f; echo there > ~/shut/f");
+    let bind = "--volume /home/someone/shared:/data --volume /home/someone/shut:/shut:ro --volume /home/someone/env:/etc/one";
+    assert_eq!(
+        run(&format!(
+            "{bind} c sh -c 'cat /data/f /shut/f /etc/one; echo new > /data/g; echo no > /shut/g || echo refused'"
+        )),
+        "here\nthere\nB=file\nrefused\n"
+    );
+    assert_eq!(
+        rootless
+            .user
+            .ok("cat ~/shared/g; stat -c %U ~/shared/g; ls ~/shut"),
+        "new\nsomeone\nf\n"
+    );
+    // No more rights than docker gives.
+    assert_eq!(
+        run("c sh -c 'grep CapBnd /proc/self/status'"),
+        "CapBnd:\t00000000a80425fb\n"
+    );
+    assert_ne!(rootless.code("run c mount -t tmpfs none /mnt").0, 0);
+    assert_eq!(
+        run("--user web c sh -c 'grep CapEff /proc/self/status'"),
+        "CapEff:\t0000000000000000\n"
+    );
+}
+
+#[test]
+fn the_commands_end_is_ours_whatever_it_is() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    rootless.ok(&format!("create --name c {}", rootless.name));
+    for (words, code) in [
+        ("run c sh -c 'exit 0'", 0),
+        ("run c sh -c 'exit 42'", 42),
+        ("run c sh -c 'kill -TERM $$'", 143),
+        ("run c no-such-program", 127),
+        ("run c /etc/kept", 126),
+        ("run --workdir /none c true", 125),
+        ("run --volume /none:/x c true", 125),
+        ("run none-such true", 125),
+        ("run --no-such-option c true", 2),
+    ] {
+        let (found, said) = rootless.code(words);
+        assert_eq!(found, code, "{words}: {said}");
+        assert_eq!(
+            said.lines().count() > 0,
+            code >= 125 && code != 143 || code == 2,
+            "{words}: {said}"
+        );
+    }
+    // Pipes and much output, without a terminal.
+    assert_eq!(
+        rootless
+            .user
+            .ok("echo from outside | atomic-rs rootless run c cat"),
+        "from outside\n"
+    );
+    assert_eq!(
+        rootless
+            .user
+            .ok("atomic-rs rootless run c sh -c 'yes | head -c 20000000' | wc -c"),
+        "20000000\n"
+    );
+    assert_eq!(
+        rootless
+            .user
+            .command("atomic-rs rootless run c sh -c yes | head -n 1")
+            .out(),
+        "y\n"
+    );
+    // Signals reach the command, and nothing is left of it.
+    let script = "atomic-rs rootless run c sh -c 'trap \"echo got it; exit 7\" TERM; echo ready; while :; do sleep 0.1; done' > ~/out & \
+                  until grep -q ready ~/out 2>/dev/null; do sleep 0.05; done; kill -TERM $!; wait $!; echo $?; cat ~/out";
+    assert_eq!(rootless.user.ok(script), "7\nready\ngot it\n");
+    let killed = "atomic-rs rootless run c sleep 4711 & until pgrep -xf 'sleep 4711' >/dev/null; do sleep 0.05; done; \
+                  kill -KILL $!; wait $! 2>/dev/null; for i in $(seq 100); do pgrep -xf 'sleep 4711' >/dev/null || break; sleep 0.05; done; pgrep -xf 'sleep 4711' || echo gone";
+    assert_eq!(rootless.user.ok(killed), "gone\n");
+    assert_eq!(rootless.ok("run c echo again"), "again\n");
+}
+
+#[test]
+fn several_commands_of_one_container_see_the_same_files() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    rootless.ok(&format!("create --name c {}", rootless.name));
+    let script = "cd; atomic-rs rootless run c sh -c 'echo ready > /tmp/a; until test -e /tmp/b; do sleep 0.05; done; cat /tmp/b' > out & \
+         until atomic-rs rootless run c test -e /tmp/a; do sleep 0.05; done; atomic-rs rootless ps; \
+         atomic-rs rootless rm c; atomic-rs rootless run c sh -c 'echo from the other > /tmp/b'; wait; cat out";
+    let said = rootless.user.command(script);
+    assert!(
+        said.out().contains("running") && said.out().ends_with("from the other\n"),
+        "{}{}",
+        said.out(),
+        said.err()
+    );
+    assert!(said.err().contains("is running"), "{}", said.err());
+    // Many at once, which is what clusters do.
+    let crowd = "for i in $(seq 12); do atomic-rs rootless run c sh -c \"echo $i >> /tmp/crowd\" & done; wait; atomic-rs rootless run c sh -c 'sort -n /tmp/crowd | tr \"\\n\" \" \"'";
+    assert_eq!(rootless.user.ok(crowd), "1 2 3 4 5 6 7 8 9 10 11 12 ");
+    rootless.ok("rm c");
+}
+
+#[test]
+fn a_command_beside_another_is_where_that_is() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    for mode in ["N", "R1"] {
+        rootless.ok(&format!(
+            "create --mode {mode} --name {mode} {}",
+            rootless.name
+        ));
+        let script = format!(
+            "atomic-rs rootless run --hostname box {mode} sh -c 'trap \"exit 43\" TERM; echo ready > /tmp/a; while :; do sleep 0.0471; done' & \
+             until atomic-rs rootless exec {mode} test -e /tmp/a 2>/dev/null; do sleep 0.05; done; \
+             atomic-rs rootless exec --env X=y --user web --workdir /tmp {mode} sh -c 'hostname; id -u; pwd; echo $X $A; ps | grep -c [t]rap'; \
+             atomic-rs rootless exec {mode} sh -c 'exit 9'; echo $?; atomic-rs rootless exec {mode} no-such 2>/dev/null; echo $?; \
+             kill $!; wait $!; echo $?"
+        );
+        // What is not there, a runtime says in its own way.
+        let missing = if mode == "N" { 127 } else { 255 };
+        let expected = format!("box\n1234\n/tmp\ny image\n1\n9\n{missing}\n43\n");
+        let said = rootless.user.command(&script);
+        assert_eq!(said.out(), expected, "{mode}: {}", said.err());
+        let idle = rootless.code(&format!("exec {mode} true"));
+        assert!(
+            idle.0 == 125 && idle.1.contains("is not running"),
+            "{}",
+            idle.1
+        );
+        rootless.ok(&format!("rm {mode}"));
+    }
+}
+
+#[test]
+fn a_runtime_can_start_it() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    rootless.ok(&format!("create --mode R1 --name c {}", rootless.name));
+    assert_eq!(rootless.ok("run c"), "hello\n");
+    assert_eq!(
+        rootless.ok("run c sh -c 'echo x > /etc/kept; grep Seccomp: /proc/self/status'"),
+        "Seccomp:\t2\n"
+    );
+    assert_eq!(
+        rootless.ok("run --user web c sh -c 'id -u; cat /srv/web/secret /etc/kept'"),
+        "1234\nof webx\n"
+    );
+    assert_eq!(rootless.code("run c sh -c 'exit 42'").0, 42);
+    rootless.user.ok("mkdir ~/shared; echo here > ~/shared/f");
+    let bound = rootless.ok("run --volume /home/someone/shared:/data:ro c sh -c 'cat /data/f; echo no > /data/g || echo refused'");
+    assert_eq!(bound, "here\nrefused\n");
+    assert_eq!(
+        rootless.user.ok("echo in | atomic-rs rootless run c cat"),
+        "in\n"
+    );
+    rootless.ok("rm c");
+    let left = host
+        .sh("find /var/lib/containers/someone/.rootless -mindepth 2")
+        .out();
+    assert_eq!(left, "");
+}
+
+#[test]
+fn one_id_is_enough_for_root_alone() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    image().push(&registry, "app");
+    let user = User::on_disk(&host).without_ranges();
+    let run = |words: &str| user.ok(&format!("atomic-rs rootless {words}"));
+    run(&format!("create --name c {}", registry.name("app")));
+    assert_eq!(
+        run("run c sh -c 'id -u; echo x > /etc/kept; cat /etc/kept'"),
+        "0\nx\n"
+    );
+    let other = user.command("atomic-rs rootless run --user web c id");
+    assert!(
+        other.code() == 125 && other.err().contains("range"),
+        "{}",
+        other.err()
+    );
+    run("rm c");
+}
