@@ -9,6 +9,15 @@ use signal_hook::flag;
 
 use crate::error::{Context as _, Error, Kind, Result};
 
+/// Whether this process ignores a signal. Source: proc(5), `SigIgn`.
+pub fn is_ignored(signal: i32) -> bool {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = text.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 /// Whether a signal asked us to end.
 #[derive(Debug, Clone)]
 pub struct Interrupt {
@@ -33,7 +42,12 @@ impl Interrupt {
             noted: Arc::default(),
             at_once: Arc::new(AtomicBool::new(true)),
         };
-        for signal in [SIGINT, SIGTERM] {
+        // What whoever started us has us ignore, as for jobs in the background, is not listened to: what we start
+        // is to ignore it as well.
+        for signal in [SIGINT, SIGTERM]
+            .into_iter()
+            .filter(|signal| !is_ignored(*signal))
+        {
             let number = usize::try_from(signal).unwrap_or_default();
             flag::register_conditional_default(signal, interrupt.at_once.clone())
                 .and_then(|_| flag::register_usize(signal, interrupt.noted.clone(), number))

@@ -279,6 +279,21 @@ fn modes_and_owners_follow_the_image_unless_the_host_has_changed_them() {
     ));
     host.atomic_ok("update modes");
     assert_eq!(stat(&host), "755:0 644:0 755:0 644:1000 ");
+    // From then on it is: what the image changes next reaches the host.
+    image([0o711, 0o640, 0o755, 0o644], 1002, "changed").push(&registry, "modes");
+    host.atomic_ok("update modes");
+    assert_eq!(stat(&host), "711:0 640:0 755:0 644:1002 ");
+    assert_eq!(host.atomic_ok("verify modes"), "");
+    // What the image says nothing of any more stays as it is, with what somebody changed in it.
+    host.sh("echo mine > /srv/t/own; chmod 700 /srv/t; chown 200 /srv/t");
+    bringing(
+        json!({}),
+        Layer::new().file("exports/hostfs/srv/else", 0o644, "x"),
+    )
+    .push(&registry, "modes");
+    host.atomic_ok("update modes");
+    assert_eq!(host.ok("stat -c %a:%u /srv/t"), "700:200\n");
+    host.ok("rm /srv/t/own");
     host.atomic_ok("uninstall modes");
     assert!(!host.exists("/srv/t"));
 }

@@ -77,8 +77,11 @@ fn service(port: u16) -> Image {
                 .file("exports/hostfs/usr/local/bin/greet", 0o755, "#!/bin/sh\necho greetings\n")
                 .file("exports/hostfs/etc/greet.conf", 0o644, "how=kindly\n")
                 .dir("exports/hostfs/var/lib/greet", 0o700)
-                .dir("exports/hostfs/usr/share/greet", 0o700)
-                .file("exports/hostfs/usr/share/greet/file", 0o644, "x")
+                .dir("exports/hostfs/usr/share/web", 0o700)
+                .file("exports/hostfs/usr/share/web/file", 0o644, "x")
+                // Not called like the container: it may be somebody else's.
+                .owned_dir("exports/hostfs/usr/share/theirs", 0o700, 1234)
+                .file("exports/hostfs/usr/share/theirs/file", 0o644, "x")
                 .file("exports/hostfs/etc/profile.d/greet.sh", 0o644, "")
                 .symlink("exports/hostfs/usr/local/bin/hello", "greet"),
         )
@@ -135,7 +138,7 @@ fn check_files(host: &Host) {
     }
     assert_eq!(host.ok("hello"), "greetings\n");
     assert_eq!(
-        host.ok("stat -c %a /var/lib/greet /usr/share/greet"),
+        host.ok("stat -c %a /var/lib/greet /usr/share/web"),
         "700\n700\n"
     );
     assert!(!host.exists(&format!("{CONTAINER}/rootfs/srv/fifo")));
@@ -151,7 +154,7 @@ fn check_gone(host: &Host) {
         CONTAINER,
         "/usr/local/bin/greet",
         "/etc/greet.conf",
-        "/usr/share/greet",
+        "/usr/share/web",
         "/usr/lib/systemd/system/web.service",
     ] {
         assert!(
@@ -193,11 +196,10 @@ fn a_built_rpm_runs_its_container_where_this_program_is_not() {
     ] {
         assert!(files.lines().any(|line| line == path), "{path}: {files}");
     }
-    // Drop-in directories are of whoever reads them.
-    assert!(
-        !files.lines().any(|line| line == "/etc/profile.d"),
-        "{files}"
-    );
+    // Directories that others have files in are not the package's.
+    for path in ["/etc/profile.d", "/usr/share/theirs"] {
+        assert!(!files.lines().any(|line| line == path), "{path}: {files}");
+    }
     assert_eq!(ask("-qcp"), "/etc/greet.conf\n/etc/profile.d/greet.sh\n");
     let scripts = ask("-qp --scripts");
     assert!(
@@ -206,6 +208,7 @@ fn a_built_rpm_runs_its_container_where_this_program_is_not() {
             && scripts.contains("systemd-tmpfiles --create web.conf"),
         "{scripts}"
     );
+    assert!(!scripts.contains(" '/usr/share/theirs'"), "{scripts}");
     let digests = ask("-Kv");
     assert!(
         digests.contains("SHA256 digest: OK") && !digests.contains("BAD"),
@@ -312,12 +315,12 @@ fn upgrades(maker: &Host, host: &Host, put: &Put) {
         let layer = Layer::new()
             .file("exports/hostfs/etc/greet.conf", 0o644, format!("{number}"))
             .file(
-                "exports/hostfs/usr/local/share/greet/both",
+                "exports/hostfs/usr/local/share/web/both",
                 0o644,
                 format!("{number}"),
             )
             .file(
-                &format!("exports/hostfs/usr/local/share/greet/{number}"),
+                &format!("exports/hostfs/usr/local/share/web/{number}"),
                 0o644,
                 "x",
             )
@@ -341,9 +344,9 @@ fn upgrades(maker: &Host, host: &Host, put: &Put) {
     let at = |number: u32, conf: &str| {
         wait_for_answer(port, &format!("version {number}"));
         assert_eq!(host.read("/etc/greet.conf"), conf);
-        assert_eq!(host.read("/usr/local/share/greet/both"), number.to_string());
+        assert_eq!(host.read("/usr/local/share/web/both"), number.to_string());
         for number_of in [1, 2] {
-            for path in ["/usr/local/share/greet", &format!("{CONTAINER}/rootfs/srv")] {
+            for path in ["/usr/local/share/web", &format!("{CONTAINER}/rootfs/srv")] {
                 let path = format!("{path}/{number_of}");
                 assert_eq!(
                     host.exists(&path),
@@ -366,7 +369,7 @@ fn upgrades(maker: &Host, host: &Host, put: &Put) {
     at(1, "mine");
     shell(host, put.remove);
     assert_eq!(host.run("systemctl is-active web").out(), "inactive\n");
-    for path in [CONTAINER, "/usr/local/share/greet", "/etc/greet.conf"] {
+    for path in [CONTAINER, "/usr/local/share/web", "/etc/greet.conf"] {
         assert!(!host.exists(path), "{path}");
     }
 }

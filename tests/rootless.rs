@@ -188,6 +188,43 @@ fn the_command_is_alone_with_its_image_and_what_was_bound() {
             .ok("cat ~/shared/g; stat -c %U ~/shared/g; ls ~/shut"),
         "new\nsomeone\nf\n"
     );
+    // Also what is mounted below a bind is shut, and what others left open is not passed on.
+    host.sh("mkdir -p /home/someone/shut/below; mount -t tmpfs -o mode=777 tmpfs /home/someone/shut/below");
+    assert_eq!(
+        run(
+            "--volume /home/someone/shut:/shut:ro c sh -c 'echo no > /shut/below/g || echo refused; echo 1 > /sys/kernel/uevent_helper || echo refused'"
+        ),
+        "refused\nrefused\n"
+    );
+    host.sh("umount /home/someone/shut/below");
+    assert_eq!(
+        rootless.user.ok(
+            "exec 7< /home; atomic-rs rootless run c sh -c 'ls /proc/self/fd | grep -c 7 || true'"
+        ),
+        "0\n"
+    );
+    assert_eq!(rootless.user.ok("umask 077; atomic-rs rootless run c sh -c 'umask; echo x > /tmp/masked; stat -c %a /tmp/masked'"), "0022\n644\n");
+    assert_eq!(run("--workdir /bin c ./echo here"), "here\n");
+    // A program that signals its group, or all it may, ends nobody else.
+    assert_eq!(
+        rootless
+            .user
+            .ok("atomic-rs rootless run c sh -c 'kill 0; kill -9 -1'; echo $?; echo alive"),
+        "143\nalive\n"
+    );
+    assert_eq!(
+        rootless
+            .user
+            .ok("trap '' TERM; atomic-rs rootless run c sh -c 'kill -TERM $$; echo deaf'"),
+        "deaf\n"
+    );
+    // Logs that are links to what a pipe is.
+    assert_eq!(
+        rootless
+            .user
+            .ok("atomic-rs rootless run --user web c sh -c 'echo log > /dev/stdout' | cat"),
+        "log\n"
+    );
     // No more rights than docker gives.
     assert_eq!(
         run("c sh -c 'grep CapBnd /proc/self/status'"),
@@ -290,7 +327,7 @@ fn a_command_beside_another_is_where_that_is() {
         ));
         let script = format!(
             "atomic-rs rootless run --hostname box {mode} sh -c 'trap \"exit 43\" TERM; echo ready > /tmp/a; while :; do sleep 0.0471; done' & \
-             until atomic-rs rootless exec {mode} test -e /tmp/a 2>/dev/null; do sleep 0.05; done; \
+             for i in $(seq 200); do atomic-rs rootless exec {mode} test -e /tmp/a 2>/dev/null && break; sleep 0.05; done; \
              atomic-rs rootless exec --env X=y --user web --workdir /tmp {mode} sh -c 'hostname; id -u; pwd; echo $X $A; ps | grep -c [t]rap'; \
              atomic-rs rootless exec {mode} sh -c 'exit 9'; echo $?; atomic-rs rootless exec {mode} no-such 2>/dev/null; echo $?; \
              kill $!; wait $!; echo $?"
@@ -334,6 +371,179 @@ fn a_runtime_can_start_it() {
         "in\n"
     );
     rootless.ok("rm c");
+    let left = host
+        .sh("find /var/lib/containers/someone/.rootless -mindepth 2")
+        .out();
+    assert_eq!(left, "");
+}
+
+#[test]
+fn a_container_is_exported_and_set_up_and_has_of_the_host_what_it_is_given() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let name = &rootless.name;
+    rootless.ok(&format!("create --name c {name}"));
+    rootless.ok("run c sh -c 'echo changed > /etc/kept; rm /bin/ls'");
+    rootless.user.ok("cd; atomic-rs rootless export c --output c.tar; atomic-rs rootless export c > d.tar; cmp c.tar d.tar");
+    let list = rootless.user.ok("tar -tvf ~/c.tar --numeric-owner ./etc/kept ./srv/web/secret ./usr/bin/tool; tar -xOf ~/c.tar ./etc/kept; tar -tf ~/c.tar | grep -c bin/ls || true");
+    for text in ["1234/1234", "-rwsr-xr-x 0/0", "changed\n0\n"] {
+        assert!(list.contains(text), "{text}: {list}");
+    }
+    let again = rootless.code("export c --output /home/someone/c.tar");
+    assert!(again.0 == 1 && again.1.contains("exists"), "{}", again.1);
+    assert_eq!(rootless.ok("setup c"), "mode: N\n");
+    rootless.ok("setup c --mode R1");
+    assert_eq!(rootless.ok("setup c"), "mode: R1\n");
+    assert_eq!(rootless.ok("run c cat /etc/kept"), "changed\n");
+    rootless.ok("setup c --mode N");
+    assert_eq!(rootless.ok("run c cat /etc/kept"), "changed\n");
+    assert_eq!(rootless.code("setup c --mode X9").0, 2);
+    rootless.user.ok("echo mine > ~/f");
+    assert_eq!(
+        rootless.ok("run --bindhome c cat /home/someone/f"),
+        "mine\n"
+    );
+    assert_eq!(
+        rootless.ok("run --hostauth c grep -c ^someone: /etc/passwd"),
+        "1\n"
+    );
+    let one = "grep Cpus_allowed_list /proc/self/status";
+    assert_eq!(
+        rootless.ok(&format!("run --cpuset-cpus 0 c sh -c '{one}'")),
+        "Cpus_allowed_list:\t0\n"
+    );
+    assert_eq!(rootless.code("run --cpuset-cpus x c true").0, 2);
+}
+
+#[test]
+fn a_command_runs_in_the_background_and_is_stopped() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    for (name, mode, alone) in [
+        ("a", "N", ""),
+        ("b", "R1", ""),
+        ("c", "N", "XDG_RUNTIME_DIR= "),
+    ] {
+        let command = "sh -c 'trap \"echo ended; exit 0\" TERM; echo $SEEN ready; while :; do sleep 0.1; done'";
+        let id = rootless.user.ok(&format!(
+            "export SEEN=x; {alone}atomic-rs rootless run --detach --hostenv --mode {mode} --name {name} {} {command}",
+            rootless.name
+        ));
+        assert_eq!(id.trim().len(), 36, "{id}");
+        let script = format!(
+            "for i in $(seq 100); do atomic-rs rootless logs {name} 2>/dev/null | grep -q ready && break; sleep 0.05; done; \
+             atomic-rs rootless ps | grep -c running; atomic-rs rootless stop {name}; atomic-rs rootless logs {name}; atomic-rs rootless ps | grep -c running || true"
+        );
+        assert_eq!(
+            rootless.user.ok(&script),
+            "1\nx ready\nended\n0\n",
+            "{name}"
+        );
+        let idle = rootless.code(&format!("stop {name}"));
+        assert!(
+            idle.0 == 0 && idle.1.contains("is not running"),
+            "{}",
+            idle.1
+        );
+        // What does not want to end has to.
+        rootless.ok(&format!(
+            "run --detach {name} sh -c 'trap : TERM; echo deaf; while :; do sleep 4714; done'"
+        ));
+        let script = format!(
+            "for i in $(seq 100); do atomic-rs rootless logs -n 1 {name} | grep -q deaf && break; sleep 0.05; done; atomic-rs rootless stop --time 1 {name}; pgrep -xf 'sleep 4714' || true"
+        );
+        assert_eq!(rootless.user.ok(&script), "", "{name}");
+        rootless.ok(&format!("rm {name}"));
+    }
+}
+
+#[test]
+fn what_an_image_has_in_the_way_leads_nowhere() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let user = User::on_disk(&host);
+    user.ok("mkdir ~/shared; echo shared > ~/shared/f");
+    let base = || Layer::new().busybox();
+    let before = host.listing(&["/etc", "/usr/local", "/srv"]);
+    let cases = [
+        ("dev", base().symlink("dev", "/etc")),
+        ("proc", base().symlink("proc", "../../../../../../etc")),
+        ("sys", base().symlink("sys", "/srv")),
+        (
+            "resolv",
+            base().symlink("etc/resolv.conf", "../../../../../../../../etc/passwd"),
+        ),
+        (
+            "dangling",
+            base().symlink("etc/resolv.conf", "/run/none/resolv.conf"),
+        ),
+        ("data", base().symlink("data", "/../../../../home/someone")),
+        ("data-file", base().file("data", 0o644, "x")),
+        ("etc-link", base().symlink("etc", "/proc/1/root/etc")),
+        ("passwd", base().symlink("etc/passwd", "/proc/self/environ")),
+    ];
+    for (name, layer) in cases {
+        Image::new()
+            .layer(layer)
+            .set("Cmd", json!(["true"]))
+            .push(&registry, name);
+        let reference = registry.name(name);
+        let said = user.command(&format!(
+            "atomic-rs rootless run --name {name} --volume /home/someone/shared:/data {reference} sh -c 'echo x > /etc/new; echo x > /data/new; ls /proc/1 >/dev/null; echo ran'"
+        ));
+        // It runs in its own world, or it is refused with a word.
+        let refused = said.code() == 125 && !said.err().is_empty();
+        assert!(
+            refused || said.out() == "ran\n",
+            "{name}: {}{}",
+            said.out(),
+            said.err()
+        );
+        user.ok("rm -f ~/shared/new");
+        user.ok(&format!("atomic-rs rootless rm {name}"));
+    }
+    host.assert_unchanged(&["/etc", "/usr/local", "/srv"], &before);
+    assert_eq!(
+        host.ok("ls /home/someone /home/someone/shared"),
+        "/home/someone:\nshared\n\n/home/someone/shared:\nf\n"
+    );
+}
+
+#[test]
+fn kills_leave_no_half_container_and_no_process() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    rootless
+        .user
+        .ok(&format!("atomic-rs pull {}", rootless.name));
+    rootless.ok(&format!("create --name kept {}", rootless.name));
+    rootless.ok("run kept sh -c 'echo kept > /etc/kept'");
+    for round in 0..12_u32 {
+        let verb = match round % 3 {
+            0 => format!("create --name victim {}", rootless.name),
+            1 => "clone kept --name victim".into(),
+            _ => "run kept sh -c 'sleep 4713'".into(),
+        };
+        let millis = 5 + round * 7;
+        rootless.user.command(&format!(
+            "atomic-rs rootless {verb} >/dev/null 2>&1 & sleep 0.{millis:03}; kill -KILL $! 2>/dev/null; wait $! 2>/dev/null"
+        ));
+        let script = "for i in $(seq 100); do pgrep -f '[c]ontainer-(outer|init)|[s]leep 4713' >/dev/null || break; sleep 0.05; done; pgrep -af '[c]ontainer-(outer|init)|[s]leep 4713' || true";
+        assert_eq!(rootless.user.ok(script), "", "{verb}");
+        // Whatever is there is whole.
+        if rootless.code("inspect victim").0 == 0 {
+            assert_eq!(rootless.ok("run victim echo whole"), "whole\n");
+            rootless.ok("rm victim");
+        }
+        assert_eq!(rootless.ok("run kept cat /etc/kept"), "kept\n");
+    }
+    rootless.ok(&format!("create --name last {}", rootless.name));
+    for id in rootless.ok("ps --quiet").lines() {
+        rootless.ok(&format!("rm {id}"));
+    }
     let left = host
         .sh("find /var/lib/containers/someone/.rootless -mindepth 2")
         .out();

@@ -14,6 +14,7 @@ pub struct Outer {
 #[derive(Debug, clap::Args)]
 pub struct Init {
     number: i32,
+    line: i32,
 }
 
 /// One more process of a container: the program calls itself for this
@@ -37,6 +38,6 @@ impl Outer {
 
 impl Init {
     pub fn run(&self) -> Result<ExitCode> {
-        init::main(self.number).map(ExitCode::from)
+        init::main(self.number, self.line).map(ExitCode::from)
     }
 }

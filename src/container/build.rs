@@ -184,7 +184,8 @@ pub fn build_package(config: &Config, request: &Install, dry: bool) -> Result<Bu
         date,
         (&tree, root.as_std_path()),
     )?;
-    add_host_files(&mut package.entries, &host_files, prepared.files())?;
+    let files = prepared.files();
+    add_host_files(&mut package.entries, &host_files, name.as_str(), files)?;
     if format == Format::Rpm && rendered.unit.is_some() {
         // By convention nothing but a preset enables a service.
         let path = format!("/usr/lib/systemd/system-preset/85-{}.preset", package.name);
@@ -274,10 +275,11 @@ fn mount_points(config: &str, tree: &ImageTree) -> Result<BTreeSet<Utf8PathBuf>>
 fn add_host_files(
     entries: &mut Vec<Entry>,
     wanted: &Wanted,
+    name: &str,
     files: &dyn crate::safefs::Files,
 ) -> Result<()> {
     let known: BTreeSet<Utf8PathBuf> = entries.iter().map(|entry| entry.path.clone()).collect();
-    for (path, owner) in wanted.own_dirs() {
+    for (path, owner) in wanted.own_dirs(name) {
         if !known.contains(path) {
             entries.push(Entry::dir(path, owner));
         }

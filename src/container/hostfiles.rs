@@ -110,8 +110,9 @@ pub fn plan(
     let last = before.map_or(&none, |(info, _)| &info.installed_files_attributes);
     info.installed_files_attributes = match source {
         Source::Plain => attributes::plain(&mut compared, last)?,
-        // The package manager sees to them.
-        _ => attributes::record(&compared, last),
+        // The package manager sees to them. Of the image's own package only that knows.
+        Source::Ours(_) => attributes::of_package(&compared, last),
+        Source::Own(..) | Source::OwnReady(_) => attributes::Record::new(),
     };
     let package = match wish.package {
         Package::Ready => packages::ready(config, wish.name, (info, wish.slot), &compared, before)?,
@@ -261,15 +262,13 @@ pub fn steps(plan: &mut Plan, slot: Option<Slot>, change: &HostChange) {
         if was_packaged {
             // The package took them away.
             let made: Vec<&Utf8PathBuf> = compared.make_dirs.iter().map(|(path, _)| path).collect();
-            for (path, owner) in compared
-                .dirs
-                .iter()
-                .filter(|(path, _)| !made.contains(&path))
-            {
-                plan.switch.push(Step::MakeDirectory {
-                    path: path.clone(),
-                    owner: *owner,
-                });
+            for (path, owner) in &compared.dirs {
+                if let (Some(owner), false) = (owner, made.contains(&path)) {
+                    plan.switch.push(Step::MakeDirectory {
+                        path: path.clone(),
+                        owner: *owner,
+                    });
+                }
             }
         }
         for change in &compared.change_dirs {

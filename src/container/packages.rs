@@ -360,7 +360,7 @@ fn of_host_files(
     let mut entries: Vec<Entry> = compared
         .dirs
         .iter()
-        .map(|(path, owner)| Entry::dir(path, *owner))
+        .filter_map(|(path, owner)| Some(Entry::dir(path, (*owner)?)))
         .collect();
     let dirs: Vec<&Utf8PathBuf> = compared.dirs.iter().map(|(path, _)| path).collect();
     for file in compared

@@ -12,6 +12,8 @@ use super::wanted::{HostFile, Kind, Owner};
 use crate::error::{Context as _, Result};
 use crate::safefs;
 
+const CAPABILITY: &str = "security.capability";
+
 /// Mode, owner and extended attributes of a file. Links have no mode of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
@@ -107,8 +109,9 @@ impl Attributes {
     }
 
     fn give(self, payload: &mut Payload) {
-        let (mode, uid, gid) = self.owner();
-        (payload.mode, payload.uid, payload.gid) = (mode, uid, gid);
+        // The store's file has what the image wants.
+        payload.may_link &= Self::wanted(payload) == self;
+        (payload.mode, payload.uid, payload.gid) = self.owner();
         let values = self.xattrs.into_iter();
         payload.xattrs = values
             .filter_map(|(name, value)| Some((name, hex::decode(value).ok()?)))
@@ -154,7 +157,7 @@ pub fn plain(compared: &mut Comparison, before: &Record) -> Result<Record> {
         let changes = merged != found;
         Ok(Some((merged, changes)))
     };
-    let out = record(compared, before);
+    let mut out = record(compared, before);
     let mut same: Vec<HostFile> = Vec::new();
     for mut file in std::mem::take(&mut compared.same) {
         if file.payload.kind == Kind::Dir {
@@ -162,12 +165,17 @@ pub fn plain(compared: &mut Comparison, before: &Record) -> Result<Record> {
             continue;
         }
         let wanted = Attributes::wanted(&file.payload);
-        match merged(&file.target, &wanted)? {
-            Some((merged, true)) => {
-                merged.give(&mut file.payload);
-                compared.replace.push(file);
-            }
-            _ => same.push(file),
+        let changes = if let Some((merged, changes)) = merged(&file.target, &wanted)? {
+            merged.give(&mut file.payload);
+            changes
+        } else {
+            note_found(&mut out, &file.target)?;
+            false
+        };
+        if changes {
+            compared.replace.push(file);
+        } else {
+            same.push(file);
         }
     }
     compared.same = same;
@@ -178,18 +186,20 @@ pub fn plain(compared: &mut Comparison, before: &Record) -> Result<Record> {
         }
     }
     let made: Vec<&Utf8PathBuf> = compared.make_dirs.iter().map(|(path, _)| path).collect();
-    for (path, owner) in &compared.dirs {
-        if made.contains(&path) {
+    for (path, owner) in &mut compared.dirs {
+        let Some(owner) = owner.as_mut().filter(|_| !made.contains(&&*path)) else {
             continue;
-        }
-        let wanted = Attributes::of_owner(*owner);
-        if let Some((merged, true)) = merged(path, &wanted)?
-            && let Some(found) = Attributes::of(path)?
-        {
+        };
+        let Some((merged, changes)) = merged(path, &Attributes::of_owner(*owner))? else {
+            note_found(&mut out, path)?;
+            continue;
+        };
+        *owner = merged.owner();
+        if changes && let Some(found) = Attributes::of(path)? {
             compared.change_dirs.push(DirChange {
                 path: path.clone(),
                 from: found.owner(),
-                to: merged.owner(),
+                to: *owner,
             });
         }
     }
@@ -197,8 +207,26 @@ pub fn plain(compared: &mut Comparison, before: &Record) -> Result<Record> {
     Ok(out)
 }
 
+/// Of what nothing was on record and nothing is written, what is there goes on record: what the image wants
+/// another time is then told from what somebody changed.
+fn note_found(record: &mut Record, path: &Utf8Path) -> Result<()> {
+    if let Some(found) = Attributes::of(path)? {
+        record.insert(path.to_string(), found);
+    }
+    Ok(())
+}
+
+/// What goes on record for a package of ours, which carries capabilities and no other attributes.
+pub fn of_package(compared: &Comparison, before: &Record) -> Record {
+    let mut out = record(compared, before);
+    for attributes in out.values_mut() {
+        attributes.xattrs.retain(|name, _| name == CAPABILITY);
+    }
+    out
+}
+
 /// What goes on record: what the image wants, and of what stays as it is what was on record before.
-pub fn record(compared: &Comparison, before: &Record) -> Record {
+fn record(compared: &Comparison, before: &Record) -> Record {
     let stays = compared.modified.iter().map(|file| &file.target);
     let stays = stays.chain(&compared.kept);
     let mut out: Record = stays
@@ -210,7 +238,13 @@ pub fn record(compared: &Comparison, before: &Record) -> Record {
         out.insert(file.target.to_string(), Attributes::wanted(&file.payload));
     }
     for (path, owner) in &compared.dirs {
-        out.insert(path.to_string(), Attributes::of_owner(*owner));
+        let recorded = match owner {
+            Some(owner) => Some(Attributes::of_owner(*owner)),
+            None => before.get(path.as_str()).cloned(),
+        };
+        if let Some(recorded) = recorded {
+            out.insert(path.to_string(), recorded);
+        }
     }
     out
 }

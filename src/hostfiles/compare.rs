@@ -34,8 +34,8 @@ pub struct Comparison {
     pub kept: Vec<Utf8PathBuf>,
     /// Directories that go if they are empty, those below first.
     pub remove_dirs: Vec<Utf8PathBuf>,
-    /// Every directory on record afterwards.
-    pub dirs: Vec<(Utf8PathBuf, Owner)>,
+    /// Every directory on record afterwards; without mode and owner where the image says nothing of it any more.
+    pub dirs: Vec<(Utf8PathBuf, Option<Owner>)>,
     /// Those of them whose mode or owner changes.
     pub change_dirs: Vec<DirChange>,
     /// What is installed afterwards.
@@ -151,7 +151,7 @@ impl Comparison {
         Ok(())
     }
 
-    fn owners_of_dirs(&self, wanted: &Wanted) -> Result<Vec<(Utf8PathBuf, Owner)>> {
+    fn owners_of_dirs(&self, wanted: &Wanted) -> Result<Vec<(Utf8PathBuf, Option<Owner>)>> {
         let mut dirs = Vec::new();
         for (path, _) in self.record.iter().filter(|(_, sum)| *sum == "0") {
             let path = Utf8Path::new(path);
@@ -167,8 +167,7 @@ impl Comparison {
             let owner = made
                 .map(|(_, owner)| *owner)
                 .or_else(|| wanted.parents.get(path).copied())
-                .or_else(of_file)
-                .unwrap_or((0o755, 0, 0));
+                .or_else(of_file);
             dirs.push((path.to_owned(), owner));
         }
         Ok(dirs)

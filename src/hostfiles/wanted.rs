@@ -103,16 +103,17 @@ const COMMON: [&str; 42] = [
 ];
 
 impl Wanted {
-    /// The directories above the files that are there for this image alone, wherever it is installed. A
-    /// directory of drop-ins (`NAME.d`) and what is above it are of whoever reads it.
-    pub fn own_dirs(&self) -> BTreeMap<&Utf8Path, Owner> {
+    /// The directories above the files that are the container's alone, wherever it is installed: those that are
+    /// called like it and lie in one of the [`COMMON`] ones, and what is below. Any other may be somebody else's,
+    /// whose mode and owner are not the image's to say.
+    pub fn own_dirs(&self, name: &str) -> BTreeMap<&Utf8Path, Owner> {
         let mut out = BTreeMap::new();
         for file in &self.files {
             let above = file.target.ancestors().skip(1);
             let own: Vec<_> = above
                 .take_while(|dir| !COMMON.contains(&dir.as_str()))
                 .collect();
-            if own.iter().any(|dir| dir.extension() == Some("d")) {
+            if own.last().is_none_or(|dir| dir.file_name() != Some(name)) {
                 continue;
             }
             out.extend(own.into_iter().map(|dir| (dir, self.owner_of_dir(dir))));

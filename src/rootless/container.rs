@@ -7,15 +7,20 @@
 //!   the container's users
 //! - `ROOT/`: where the overlay is mounted while the container runs, out of sight of the host; in modes that
 //!   mount nothing, the files themselves
-//! - `run/PID`: a process that keeps the overlay mounted, by its number; inside is when it was started
-//!   (`/proc/PID/stat`, field 22), so that a number that is used again means nothing
+//! - `run/PID`: a process that keeps the overlay mounted. Lines: its number and when it was started
+//!   (`/proc/PID/stat`, field 22), so that a number that is used again means nothing; the same of the
+//!   container's first process, once that sees nothing of the host any more
 //! - `bundles/PID/`: what an OCI runtime is given, and what it keeps for itself
+//! - `log`: what runs in the background wrote
 //! - `lock`: held exclusively while the overlay is being mounted or the container changed
 
 use std::fmt;
 use std::str::FromStr;
 
+use std::time::{Duration, Instant};
+
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -24,6 +29,9 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::ImageConfig;
 use crate::safefs::{self, Lock};
+
+/// Between two looks at what is ending.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The format of [`Record`] that this program writes.
 pub const FORMAT: u32 = 1;
@@ -134,44 +142,124 @@ impl Container {
         Lock::take(path.as_std_path(), safefs::Mode::Exclusive, &self.record.id)
     }
 
-    /// Processes that keep its overlay mounted; [`Self::turn`] should be held. Traces of dead ones are
-    /// removed.
+    /// Processes that keep its overlay mounted.
     pub fn holders(&self) -> Result<Vec<u32>> {
+        let traces = self.traces()?.into_iter();
+        let mut alive: Vec<u32> = traces
+            .filter(|trace| trace.holder.is_alive())
+            .map(|trace| trace.holder.pid)
+            .collect();
+        alive.sort_unstable();
+        Ok(alive)
+    }
+
+    /// A process that keeps its overlay mounted, and the first one of the container there, if any is past its
+    /// beginning.
+    pub fn first_process(&self) -> Result<Option<(u32, u32)>> {
+        let traces = self.traces()?.into_iter();
+        let mut firsts = traces.filter_map(|trace| {
+            let first = trace.first.filter(|_| trace.holder.is_alive())?;
+            first.is_alive().then_some((trace.holder.pid, first.pid))
+        });
+        Ok(firsts.next())
+    }
+
+    fn traces(&self) -> Result<Vec<Trace>> {
         let run = self.path.join("run");
-        let Ok(entries) = run.read_dir_utf8() else {
-            return Ok(Vec::new());
+        let failed = || format!("cannot read {run}");
+        let entries = match run.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context(failed),
         };
         let mut out = Vec::new();
-        for entry in entries.flatten() {
-            let started = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            match entry.file_name().parse() {
-                Ok(pid) if start_of(pid).is_some_and(|start| start == started.trim()) => {
-                    out.push(pid);
-                }
-                _ => safefs::remove_if_exists(entry.path().as_std_path())?,
+        for entry in entries {
+            let entry = entry.context(failed)?;
+            // Others are being written.
+            let Ok(pid) = entry.file_name().parse() else {
+                continue;
+            };
+            match std::fs::read_to_string(entry.path()) {
+                Ok(text) => out.push(Trace::parse(pid, &text)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).context(failed),
             }
         }
-        out.sort_unstable();
         Ok(out)
     }
 
-    /// Put a process on record that keeps the overlay mounted.
-    pub fn add_holder(&self, pid: u32) -> Result<()> {
+    /// Remove what killed ones left; [`Self::turn`] must be held.
+    pub fn sweep_traces(&self) -> Result<()> {
+        for trace in self.traces()? {
+            if !trace.holder.is_alive() {
+                self.remove_holder(trace.holder.pid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Put a process on record that keeps the overlay mounted, and the first one of the container, once that is
+    /// where nothing of the host is seen.
+    pub fn add_holder(&self, holder: u32, first: Option<u32>) -> Result<()> {
         let run = self.path.join("run");
+        let failed = || format!("cannot write to {run}");
         safefs::make_private_dir(run.as_std_path())?;
-        let Some(start) = start_of(pid) else {
-            return Ok(());
-        };
-        safefs::replace_file(
-            run.join(pid.to_string()).as_std_path(),
-            start.as_bytes(),
-            0o600,
-        )
+        let lines = [Some(holder), first]
+            .into_iter()
+            .flatten()
+            .filter_map(Alive::of);
+        let text: String = lines
+            .map(|alive| format!("{} {}\n", alive.pid, alive.start))
+            .collect();
+        // It means nothing after a reboot, so nothing is synced.
+        let staged = run.join(format!(".{holder}"));
+        std::fs::write(&staged, text).context(failed)?;
+        std::fs::rename(&staged, run.join(holder.to_string())).context(failed)
     }
 
     /// It has ended.
     pub fn remove_holder(&self, pid: u32) -> Result<()> {
+        safefs::remove_tree(self.bundle(pid).as_std_path())?;
         safefs::remove_if_exists(self.path.join("run").join(pid.to_string()).as_std_path())
+    }
+
+    /// Where an OCI runtime has what it needs for a run that this process keeps mounted.
+    pub fn bundle(&self, holder: u32) -> Utf8PathBuf {
+        self.path.join("bundles").join(holder.to_string())
+    }
+
+    /// Ask what runs in it to end, and after `grace` end it. False if nothing does.
+    pub fn stop(&self, grace: Duration) -> Result<bool> {
+        let signal = |signal| -> Result<bool> {
+            let holders = self.holders()?;
+            for pid in holders
+                .iter()
+                .filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+            {
+                // It may be gone by now.
+                let _ = kill_process(pid, signal);
+            }
+            Ok(!holders.is_empty())
+        };
+        if !signal(Signal::TERM)? {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < grace {
+            if self.holders()?.is_empty() {
+                return Ok(true);
+            }
+            std::thread::sleep(POLL);
+        }
+        while signal(Signal::KILL)? {
+            std::thread::sleep(POLL);
+        }
+        Ok(true)
+    }
+
+    /// Where the output of a run in the background goes.
+    pub fn log(&self) -> Utf8PathBuf {
+        self.path.join("log")
     }
 
     /// # Errors
@@ -186,6 +274,51 @@ impl Container {
     /// Where its root is.
     pub fn root(&self) -> Utf8PathBuf {
         self.path.join("ROOT")
+    }
+}
+
+/// A process, told from a later one of the same number by when it was started.
+struct Alive {
+    pid: u32,
+    start: String,
+}
+
+impl Alive {
+    fn of(pid: u32) -> Option<Self> {
+        start_of(pid).map(|start| Self { pid, start })
+    }
+
+    fn is_alive(&self) -> bool {
+        start_of(self.pid).is_some_and(|start| start == self.start)
+    }
+}
+
+/// What a run is known by.
+struct Trace {
+    holder: Alive,
+    first: Option<Alive>,
+}
+
+impl Trace {
+    fn parse(pid: u32, text: &str) -> Self {
+        let mut lines = text.lines().filter_map(|line| {
+            let (pid, start) = line.split_once(' ')?;
+            Some(Alive {
+                pid: pid.parse().ok()?,
+                start: start.to_owned(),
+            })
+        });
+        let unknown = || Alive {
+            pid,
+            start: String::new(),
+        };
+        Self {
+            holder: lines
+                .next()
+                .filter(|holder| holder.pid == pid)
+                .unwrap_or_else(unknown),
+            first: lines.next(),
+        }
     }
 }
 

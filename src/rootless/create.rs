@@ -9,7 +9,7 @@ use super::container::{Container, FORMAT, Mode, Record};
 use super::home::{Home, Name};
 use super::tree::Tree;
 use crate::config::Config;
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::{ImageConfig, Manifest, Platform};
 use crate::runtime::userns::Mapping;
@@ -92,12 +92,19 @@ pub fn remove(config: &Config, container: &Container) -> Result<()> {
         safefs::rename(container.path.as_std_path(), staged.as_std_path())?;
     }
     remove_files(&staged)?;
-    Tree::sweep(&home)
+    if let Err(error) = Tree::sweep(&home) {
+        tracing::warn!(%error, "what the containers shared is not swept");
+    }
+    Ok(())
 }
 
 /// Hold a container while nothing of it runs.
-fn stopped(container: &Container) -> Result<safefs::Lock> {
+///
+/// # Errors
+/// [`Kind::Refused`] if something does.
+pub fn stopped(container: &Container) -> Result<safefs::Lock> {
     let held = container.turn()?;
+    container.sweep_traces()?;
     if !container.holders()?.is_empty() {
         fail!(
             Kind::Refused,
@@ -117,16 +124,13 @@ fn place(
     force: bool,
 ) -> Result<Container> {
     if let Some(name) = name
-        && let Some(other) = home.find(name.as_str())?
+        && let Some(other) = home.id_of(name)
         && !force
     {
-        return Err(Error::new(
+        fail!(
             Kind::Exists,
-            format!(
-                "a container of the name \"{name}\" exists: {}",
-                other.record.id
-            ),
-        ));
+            "a container of the name \"{name}\" exists: {other}"
+        );
     }
     let id = record.id.clone();
     let staged = home.containers().join(format!(".{id}.new"));
@@ -149,9 +153,12 @@ fn place(
         record,
     };
     container.save()?;
+    if from.is_some() {
+        safefs::sync_file_system(staged.as_std_path())?;
+    }
     safefs::rename(staged.as_std_path(), home.container(&id).as_std_path())?;
     if let Some(name) = name {
-        if force && home.find(name.as_str())?.is_some() {
+        if force && home.id_of(name).is_some() {
             home.remove_name(name)?;
         }
         home.add_name(&id, name)?;
@@ -186,8 +193,12 @@ fn sweep_staged(home: &Home) -> Result<()> {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let extension = Path::new(name).extension().and_then(|word| word.to_str());
-        if name.starts_with('.') && matches!(extension, Some("new" | "gone")) {
-            remove_files(entry.path())?;
+        if name.starts_with('.')
+            && matches!(extension, Some("new" | "gone"))
+            && let Err(error) = remove_files(entry.path())
+        {
+            // That is no reason not to create another.
+            tracing::warn!(%error, "left behind");
         }
     }
     Ok(())

@@ -185,7 +185,7 @@ impl Home {
     }
 
     /// The id that a name stands for.
-    fn id_of(&self, name: &Name) -> Option<String> {
+    pub fn id_of(&self, name: &Name) -> Option<String> {
         let target = self
             .containers()
             .join(name.as_str())

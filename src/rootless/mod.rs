@@ -9,6 +9,7 @@
 //! - [`run`]: all of it together
 
 pub mod container;
+mod cpus;
 pub mod create;
 pub mod engine;
 pub mod home;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod tree;
 
 pub use container::{Container, Mode, Record};
+pub use cpus::Cpus;
 pub use home::{Home, Name};
 pub use process::Wishes;
-pub use run::{exec, run};
+pub use run::{DETACHED, exec, export, run};

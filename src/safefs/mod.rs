@@ -18,7 +18,8 @@ pub use files::{FileStat, Files, Node, Walked};
 pub use lock::{Lock, Mode};
 pub use parent::Parent;
 pub use process::{
-    Identity, Leave, become_root, end_with_parent, inherited, keep_open, leave, run_as,
+    Identity, Leave, become_root, close_on_exec, end_with_parent, inherited, keep_open, leave,
+    run_as,
 };
 pub use root::{Root, xattrs_of};
 

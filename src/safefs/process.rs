@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::FdFlags;
 use rustix::process::{Gid, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
@@ -32,6 +33,25 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     // this is called with its number first thing and once.
     #[allow(unsafe_code)]
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Close all descriptors but stdin, stdout and stderr in what is executed from now on: what whoever started
+/// us left open is not for a container.
+pub fn close_on_exec() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        if number > 2 {
+            // SAFETY: it is only borrowed, to mark it; one that is closed by now is an error that does
+            // not matter.
+            #[allow(unsafe_code)]
+            let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+            let _ = rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC);
+        }
+    }
+    Ok(())
 }
 
 /// Namespaces to leave.
@@ -64,11 +84,35 @@ pub fn become_root() -> io::Result<()> {
     Ok(())
 }
 
-/// Be killed when whoever started us is.
-pub fn end_with_parent() -> io::Result<()> {
-    Ok(rustix::process::set_parent_process_death_signal(Some(
-        Signal::KILL,
-    ))?)
+/// Be killed when whoever started us is. `line`: a socket or pipe whose other end that process alone has.
+///
+/// # Errors
+/// If it is gone already.
+pub fn end_with_parent(line: &impl AsFd) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have died before the request took effect, and its number may mean nothing here.
+    let mut asked = [PollFd::new(line, PollFlags::empty())];
+    rustix::event::poll(&mut asked, Some(&Timespec::default()))?;
+    if asked[0].revents().contains(PollFlags::HUP) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+/// Leave the keys of whoever logged in behind: a user namespace does not. Source: keyctl(2). Where the kernel has
+/// no keys, nothing happens.
+fn join_new_keyring() {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: the call reads no memory: the name of the keyring is a null pointer, which asks for a new one
+    // without a name.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+        );
+    }
 }
 
 /// Whom a program runs as.
@@ -82,6 +126,8 @@ pub struct Identity {
     pub groups: Option<Vec<u32>>,
     /// Capabilities it, and what it starts, may have at the most: bits by number.
     pub capabilities: u64,
+    /// A session of its own, so that signals to its group and what it types into a terminal reach nobody else.
+    pub new_session: bool,
 }
 
 /// Make a command run as somebody else, by root.
@@ -91,7 +137,9 @@ pub fn run_as(command: &mut Command, identity: &Identity) {
         groups.map(|list| list.iter().copied().map(Gid::from_raw).collect());
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     let allowed = identity.capabilities;
+    let new_session = identity.new_session;
     let become_them = move || -> io::Result<()> {
+        join_new_keyring();
         for number in 0..u64::BITS {
             let one = CapabilitySet::from_bits_retain(1 << number);
             if allowed & one.bits() == 0 {
@@ -102,6 +150,9 @@ pub fn run_as(command: &mut Command, identity: &Identity) {
                     Err(error) => return Err(error.into()),
                 }
             }
+        }
+        if new_session {
+            rustix::process::setsid()?;
         }
         if let Some(groups) = &groups {
             rustix::thread::set_thread_groups(groups)?;

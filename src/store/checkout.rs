@@ -35,7 +35,7 @@ struct Queue {
 enum Outcome {
     #[default]
     Good,
-    /// A file has as many links as its file system can count.
+    /// A file cannot be linked, as when it has as many links as its file system can count.
     Full,
     Failed(Error),
 }
@@ -154,7 +154,8 @@ impl Checkout {
                 AtFlags::empty(),
             ) {
                 Ok(()) => {}
-                Err(Errno::MLINK) => return Ok(Outcome::Full),
+                // Also across mounts of one file system, and where an object must not be touched.
+                Err(Errno::MLINK | Errno::XDEV | Errno::PERM) => return Ok(Outcome::Full),
                 Err(error) => Err(error).context(|| format!("cannot link {name}"))?,
             }
         }

@@ -314,6 +314,7 @@ impl Store {
     /// reaches. `removed` hears each ref that goes. Returns objects and bytes freed.
     pub fn prune(&self, mut removed: impl FnMut(&str)) -> Result<(u64, u64)> {
         self.sweep_exports()?;
+        super::writers::sweep(&self.path.join("tmp"));
         for name in self.unused_refs()? {
             self.set_ref(&name, None)?;
             removed(&name);

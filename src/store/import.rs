@@ -12,6 +12,7 @@ use super::objects::{
 use super::writers::Writers;
 use super::{LayerRoot, Store, layer, now, tree};
 use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 use crate::image;
 use crate::image::refname::{blob_ref, image_ref, kept_ref, side_ref, tree_ref};
 use crate::image::{Descriptor, Digest};
@@ -222,6 +223,16 @@ impl Import<'_> {
         let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
         let commits = self.commits.take();
         for (name, commit) in &commits {
+            // Between the two transactions somebody else's prune may have had its turn.
+            if !repo
+                .has_object(ostree::ObjectType::DirTree, &commit.tree, NO_CANCEL)
+                .context(failed)?
+            {
+                fail!(
+                    Kind::Failed,
+                    "what was written to the repository is gone, as by a prune of another program: pull again"
+                );
+            }
             commit.write(repo)?;
             repo.transaction_set_ref(None, name, Some(&commit.checksum));
         }

@@ -70,15 +70,19 @@ impl Node {
 }
 
 impl Dir {
-    fn list_implied(&self, path: &str, out: &mut Vec<String>) {
+    /// List the implied directories with the bytes of their paths. False if they are too many.
+    fn list_implied(&self, path: &str, out: &mut Vec<String>, bytes: &mut usize) -> bool {
         if self.meta.is_none() {
+            *bytes += path.len();
+            if *bytes > MAX_IMPLIED_BYTES {
+                return false;
+            }
             out.push(path.to_owned());
         }
-        for (name, node) in &self.entries {
-            if let Node::Dir(dir) = node {
-                dir.list_implied(&join(path, name), out);
-            }
-        }
+        self.entries.iter().all(|(name, node)| match node {
+            Node::Dir(dir) => dir.list_implied(&join(path, name), out, bytes),
+            _ => true,
+        })
     }
 }
 
@@ -97,7 +101,9 @@ pub struct Builder<'a> {
     labels: Option<&'a Labels>,
     lane: Lane,
     root: Dir,
-    whiteouts: BTreeSet<String>,
+    /// Directories that have some.
+    whiteouts: Option<BTreeSet<String>>,
+    whiteout_bytes: usize,
     skipped: u64,
     /// Hard links to these are left out as well.
     skipped_paths: HashSet<Vec<u8>>,
@@ -136,7 +142,8 @@ impl<'a> Builder<'a> {
             labels,
             lane,
             root: Dir::default(),
-            whiteouts: BTreeSet::new(),
+            whiteouts: Some(BTreeSet::new()),
+            whiteout_bytes: 0,
             skipped: 0,
             skipped_paths: HashSet::new(),
             left_out: Vec::new(),
@@ -157,9 +164,8 @@ impl<'a> Builder<'a> {
             metas: HashMap::new(),
         };
         let (tree, meta) = directories.write(&self.root, "")?;
-        let mut implied = Vec::new();
-        self.root.list_implied("", &mut implied);
-        if implied.iter().map(String::len).sum::<usize>() > MAX_IMPLIED_BYTES {
+        let (mut implied, mut bytes) = (Vec::new(), 0);
+        if !self.root.list_implied("", &mut implied, &mut bytes) {
             fail!(
                 Kind::Invalid,
                 "the layer has too many directories without an entry of their own"
@@ -169,8 +175,7 @@ impl<'a> Builder<'a> {
             tree,
             meta,
             implied,
-            whiteouts: Some(self.whiteouts)
-                .filter(|paths| paths.iter().map(String::len).sum::<usize>() < MAX_IMPLIED_BYTES),
+            whiteouts: self.whiteouts,
             skipped: self.skipped,
             left_out: self.left_out,
             superseded: self.superseded.iter().map(|file| files[*file]).collect(),
@@ -226,7 +231,7 @@ impl<'a> Builder<'a> {
         }
         let parents = self.resolve(parents)?;
         if name.starts_with(WHITEOUT) {
-            self.whiteouts.insert(parents.join("/"));
+            self.note_whiteout(parents.join("/"));
         }
         let full = join(&parents.join("/"), name);
         let node = match &entry.kind {
@@ -289,6 +294,19 @@ impl<'a> Builder<'a> {
             old.files(&mut self.superseded);
         }
         Ok(stored)
+    }
+
+    /// Too many are as good as unknown; a short path may lead to a long one.
+    fn note_whiteout(&mut self, directory: String) {
+        let bytes = directory.len();
+        if let Some(known) = &mut self.whiteouts
+            && known.insert(directory)
+        {
+            self.whiteout_bytes += bytes;
+            if self.whiteout_bytes > MAX_IMPLIED_BYTES {
+                self.whiteouts = None;
+            }
+        }
     }
 
     fn skip(&mut self, entry: &Entry, why: &str) {

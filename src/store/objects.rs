@@ -156,6 +156,8 @@ pub struct Sealed {
     variant: Variant,
     /// Its checksum as text.
     pub checksum: String,
+    /// That of its root directory.
+    pub tree: String,
 }
 
 impl Commit<'_> {
@@ -176,7 +178,11 @@ impl Commit<'_> {
             self.meta.to_vec().to_variant(),
         ]);
         let checksum = crate::image::Digest::of(variant.data()).hex();
-        Sealed { variant, checksum }
+        Sealed {
+            variant,
+            checksum,
+            tree: hex(&self.tree),
+        }
     }
 }
 

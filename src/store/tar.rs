@@ -373,7 +373,9 @@ fn check_sparse(chunks: &[Chunk], stored: u64, size: u64) -> Result<()> {
 
 fn convert(entry: &tar_core::parse::ParsedEntry<'_>, size: u64) -> Result<Entry> {
     let id = |value: u64| {
-        u32::try_from(value).map_err(|_| {
+        // The last one means nobody in particular to the kernel.
+        let number = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
+        number.ok_or_else(|| {
             Error::new(
                 Kind::Invalid,
                 format!("the archive has an owner number out of range: {value}"),

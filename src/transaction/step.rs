@@ -546,6 +546,8 @@ impl Step {
             | Self::StageHostFile { target, .. }
             | Self::PlaceFile { target, .. }
             | Self::RemoveFile { target } => target.parent(),
+            // A mode is in the directory itself.
+            Self::ChangeDirectory { path, .. } | Self::MakeDirectory { path, .. } => Some(path),
             _ => None,
         }
     }

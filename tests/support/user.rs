@@ -64,7 +64,8 @@ impl<'h> User<'h> {
         let output = self.command(words);
         assert!(
             output.status.success(),
-            "{words}: {}{}",
+            "{words}: {}: {}{}",
+            output.status,
             output.out(),
             output.err()
         );

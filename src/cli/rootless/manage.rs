@@ -1,10 +1,14 @@
-use std::process::ExitCode;
+use std::io::IsTerminal as _;
+use std::process::{ExitCode, Stdio};
+
+use camino::Utf8PathBuf;
 
 use super::super::Call;
 use super::super::args::SourceArgs;
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::rootless::{Home, Mode, Name, create};
 use crate::store::Store;
+use crate::{fail, rootless, safefs};
 
 /// Create a container; its id is printed
 #[derive(Debug, clap::Args)]
@@ -30,6 +34,26 @@ pub struct Rm {
     /// Containers, by id or name
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
+}
+
+/// Write the files of a container as a tar archive
+#[derive(Debug, clap::Args)]
+pub struct Export {
+    /// A container, by id or name
+    container: String,
+    /// Where to write it, in place of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<Utf8PathBuf>,
+}
+
+/// Show how a container runs, or have it run otherwise from now on
+#[derive(Debug, clap::Args)]
+pub struct Setup {
+    /// A container, by id or name
+    container: String,
+    /// How it is to run: N by namespaces of this program, R1 by runc or crun
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
 }
 
 /// Make a container with all that was written to another one; its id is printed
@@ -143,6 +167,45 @@ impl Rm {
             }
         }
         failed.map_or(Ok(ExitCode::SUCCESS), Err)
+    }
+}
+
+impl Export {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let container = Home::of(call.config).require(&self.container)?;
+        let Some(path) = &self.output else {
+            if std::io::stdout().is_terminal() {
+                fail!(
+                    Kind::Usage,
+                    "an archive is not for a terminal: name a file with --output"
+                );
+            }
+            rootless::export(call.config, &container, Stdio::inherit())?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        let file = std::fs::File::create_new(path).context(|| format!("cannot create {path}"))?;
+        let written = rootless::export(call.config, &container, file.into());
+        if written.is_err() {
+            safefs::remove_if_exists(path.as_std_path())?;
+        }
+        written.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+impl Setup {
+    pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        let home = Home::of(call.config);
+        let _turn = home.turn()?;
+        let mut container = home.require(&self.container)?;
+        if let Some(mode) = self.mode {
+            let _still = create::stopped(&container)?;
+            container.check_unprotected()?;
+            container.record.mode = mode;
+            container.save()?;
+        } else {
+            call.out.line(format!("mode: {}", container.record.mode))?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

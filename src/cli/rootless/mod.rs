@@ -1,5 +1,6 @@
 //! `atomic-rs rootless`: containers of people without root.
 
+mod detach;
 mod list;
 mod manage;
 mod run;
@@ -27,10 +28,14 @@ enum Verb {
     Create(manage::Create),
     Run(Box<run::Run>),
     Exec(run::Exec),
+    Stop(detach::Stop),
+    Logs(detach::Logs),
     Ps(list::Ps),
     Inspect(list::Inspect),
     Rm(manage::Rm),
     Clone(manage::Clone),
+    Export(manage::Export),
+    Setup(manage::Setup),
     Name(manage::AddName),
     Rmname(manage::RemoveName),
     Rename(manage::Rename),
@@ -50,10 +55,14 @@ impl Rootless {
             Verb::Create(verb) => verb.run(call),
             Verb::Run(verb) => verb.run(call),
             Verb::Exec(verb) => verb.run(call),
+            Verb::Stop(verb) => verb.run(call),
+            Verb::Logs(verb) => verb.run(call),
             Verb::Ps(verb) => verb.run(call),
             Verb::Inspect(verb) => verb.run(call),
             Verb::Rm(verb) => verb.run(call),
             Verb::Clone(verb) => verb.run(call),
+            Verb::Export(verb) => verb.run(call),
+            Verb::Setup(verb) => verb.run(call),
             Verb::Name(verb) => verb.run(call),
             Verb::Rmname(verb) => verb.run(call),
             Verb::Rename(verb) => verb.run(call),

@@ -5,13 +5,16 @@ use camino::Utf8PathBuf;
 use super::super::Call;
 use super::super::args::SourceArgs;
 use super::super::process::{EnvArgs, ProcessArgs};
+use super::detach;
 use super::manage::new;
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::rootless::engine::SETUP_FAILED;
-use crate::rootless::{self, Container, Home, Mode, Name, Wishes, create};
+use crate::rootless::{self, Container, Cpus, Home, Mode, Name, Wishes, create};
+use crate::runtime::mounts::{Volume, parse_volume};
 
 /// Run a command in a container, or in a new one of an image
+#[allow(clippy::struct_excessive_bools)] // one flag each
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: that of the command, or 128 and the number of the signal that ended it; 125 if the container could not be set up, 126 if the command cannot be executed, 127 if there is none of that name."
@@ -31,6 +34,9 @@ pub struct Run {
     /// Remove the container afterwards
     #[arg(long)]
     rm: bool,
+    /// Run in the background and print the container's id; "logs" and "stop" are for it
+    #[arg(short, long)]
+    detach: bool,
     #[command(flatten)]
     process: ProcessArgs,
     #[command(flatten)]
@@ -38,9 +44,18 @@ pub struct Run {
     /// The host's name inside
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// Let the container have a device of the host
+    /// Let the container have a device of the host, or a directory of them
     #[arg(long, value_name = "/dev/NAME")]
     device: Vec<Utf8PathBuf>,
+    /// Mount your home directory in the container, at the same place
+    #[arg(long)]
+    bindhome: bool,
+    /// Have the host's users and groups: its /etc/passwd and /etc/group
+    #[arg(long)]
+    hostauth: bool,
+    /// Run on these processors only, as in 0,2-3
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<Cpus>,
     /// How a new container runs
     #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
     mode: Mode,
@@ -121,14 +136,30 @@ impl Run {
             fail!(Kind::Usage, "there is no option \"{first}\"");
         }
         let wishes = self.wishes(command).map_err(set_up)?;
+        let in_background = detach::container();
+        let first = in_background.as_deref().unwrap_or(first);
+        if in_background.is_some() {
+            self.name = None;
+        }
         let container = self.container(call, first).map_err(set_up)?;
+        if self.detach && in_background.is_none() {
+            detach::detach(&container).map_err(set_up)?;
+            call.out.line(&container.record.id)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let code = {
+            if let Some(cpus) = &self.cpuset_cpus {
+                cpus.apply().map_err(set_up)?;
+            }
             // From here on signals are the command's.
             let _held = call.config.interrupt.hold();
             rootless::run(call.config, &container, wishes)
         };
-        if self.rm {
-            create::remove(call.config, &container)?;
+        if self.rm
+            && let Err(error) = create::remove(call.config, &container)
+        {
+            // How the command ended matters more.
+            call.out.note(error.to_string());
         }
         code.map(ExitCode::from).map_err(set_up)
     }
@@ -153,6 +184,27 @@ impl Run {
         )
     }
 
+    fn volumes(&self) -> Result<Vec<Volume>> {
+        let mut out = self.process.volumes()?;
+        if self.hostauth {
+            out.extend(["/etc/passwd", "/etc/group"].map(|path| Volume {
+                source: path.into(),
+                destination: path.into(),
+                read_only: true,
+            }));
+        }
+        if self.bindhome {
+            let Some(home) = std::env::var("HOME")
+                .ok()
+                .filter(|home| home.starts_with('/'))
+            else {
+                fail!(Kind::Usage, "--bindhome wants HOME to say where that is");
+            };
+            out.push(parse_volume(&format!("{home}:{home}"))?);
+        }
+        Ok(out)
+    }
+
     fn wishes(&self, command: &[String]) -> Result<Wishes> {
         for device in &self.device {
             if !device.starts_with("/dev") || !device.exists() {
@@ -161,7 +213,7 @@ impl Run {
         }
         Ok(Wishes {
             entrypoint: self.process.entrypoint()?,
-            volumes: self.process.volumes()?,
+            volumes: self.volumes()?,
             devices: self.device.clone(),
             hostname: self.hostname.clone(),
             ..self.whom.wishes(&self.process.env, command)?

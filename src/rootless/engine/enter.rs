@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::Pid;
 
-use super::signals::Forward;
+use super::signals::{Forward, Listening};
 use super::{InitTask, init, join, wire};
 use crate::error::{Context as _, Kind, Result};
 use crate::{fail, safefs};
@@ -14,6 +14,7 @@ use crate::{fail, safefs};
 pub fn main(number: i32, namespaces: &[i32]) -> Result<u8> {
     let stream = safefs::inherited(number).context(|| "nobody is there to talk to".into())?;
     let namespaces = join::inherited(namespaces)?;
+    safefs::close_on_exec().context(|| "cannot close what others left open".into())?;
     Ok(init::see_to(stream.into(), |stream| {
         start(stream, &namespaces)
     }))
@@ -24,8 +25,10 @@ fn start(stream: &mut UnixStream, namespaces: &[OwnedFd]) -> Result<Pid> {
     let Some((numbers, others)) = namespaces.split_last() else {
         fail!(Kind::Failed, "there is no container to enter");
     };
-    join::enter(others)?;
-    let forward = Forward::start(task.at_terminal)?;
+    rustix::process::umask(init::UMASK);
+    let listening = Listening::start()?;
+    join::enter(others, stream)?;
+    let forward = Forward::of(listening, task.at_terminal)?;
     join::enter_numbers(numbers)?;
     init::launch(&task, &forward)
 }

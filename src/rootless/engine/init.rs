@@ -1,27 +1,33 @@
 //! Process 1 of a container: it makes the container's root its world, starts the program, passes signals on
 //! to it, and cleans up after everybody.
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::Access;
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::fs::{Access, FileType, Gid, Mode, Uid};
+use rustix::process::{Pid, WaitOptions, wait};
 
-use super::signals::Forward;
+use super::signals::{Forward, Listening};
 use super::wire::{self, Report};
-use super::{CANNOT_EXECUTE, InitTask, NO_SUCH_PROGRAM, SETUP_FAILED, root};
+use super::{CANNOT_EXECUTE, InitTask, NO_SUCH_PROGRAM, SETUP_FAILED, root, runtime};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::rootless::process::{Process, Resolved};
 use crate::runtime::{User, capabilities};
 use crate::safefs::{self, Identity, Root};
 
-/// Be that process: the exit code is the program's.
-pub fn main(number: i32) -> Result<u8> {
-    let stream = safefs::inherited(number).context(|| "nobody is there to talk to".into())?;
-    Ok(see_to(stream.into(), start))
+/// What the program does not give new files of their modes, whatever the caller's is.
+pub(super) const UMASK: Mode = Mode::from_raw_mode(0o022);
+
+/// Be that process: the exit code is the program's. `line`: the number of a pipe to whoever started it.
+pub fn main(number: i32, line: i32) -> Result<u8> {
+    let inherited =
+        |number| safefs::inherited(number).context(|| "nobody is there to talk to".into());
+    let (stream, line) = (inherited(number)?, inherited(line)?);
+    Ok(see_to(stream.into(), |stream| start(stream, &line)))
 }
 
 /// Start a program, tell the parent how that went, and wait for its end.
@@ -47,14 +53,24 @@ pub(super) fn see_to(
     }
 }
 
-fn start(stream: &mut UnixStream) -> Result<Pid> {
+fn start(stream: &mut UnixStream, line: &OwnedFd) -> Result<Pid> {
     let task: InitTask = wire::receive(stream)?;
     let failed = || "cannot set up the first process".into();
     safefs::become_root().context(failed)?;
-    safefs::end_with_parent().context(failed)?;
+    safefs::end_with_parent(line).context(failed)?;
+    rustix::process::umask(UMASK);
+    // Process 1 hears only what it listens to; a thread would stay behind in the host's world.
+    let listening = Listening::start()?;
+    if let Some(runtime) = &task.runtime {
+        root::number_anew()?;
+        let forward = Forward::of(listening, task.at_terminal)?;
+        let pid = runtime::start(&task, runtime)?;
+        forward.to(pid);
+        return Ok(pid);
+    }
     root::enter(&task)?;
     rustix::system::sethostname(task.process.hostname.as_bytes()).context(failed)?;
-    launch(&task, &Forward::start(task.at_terminal)?)
+    launch(&task, &Forward::of(listening, task.at_terminal)?)
 }
 
 /// Start the program in the root that this process is in.
@@ -63,7 +79,7 @@ pub(super) fn launch(task: &InitTask, forward: &Forward) -> Result<Pid> {
     let resolved = process.resolve(&Root::open(Path::new("/"))?)?;
     check_user(task, &resolved.user)?;
     let directory = go_to(process)?;
-    let program = find(&process.args, &resolved.env)?;
+    let program = find(&process.args, &directory, &resolved.env)?;
     let child = command(task, &program, resolved)?
         .current_dir(directory)
         .spawn()
@@ -77,17 +93,40 @@ pub(super) fn launch(task: &InitTask, forward: &Forward) -> Result<Pid> {
 }
 
 /// # Errors
-/// [`Kind::Invalid`] for a user whose id is not mapped.
+/// [`Kind::Invalid`] for a user or group that this namespace does not have.
 pub(super) fn check_user(task: &InitTask, user: &User) -> Result<()> {
-    if !task.has_range && (user.uid, user.gid) != (0, 0) {
-        fail!(
-            Kind::Invalid,
-            "the container's user {}:{} needs more ids than your own: ask for a range in /etc/subuid and /etc/subgid",
-            user.uid,
-            user.gid
-        );
+    let has = |file: &str, id: u32| {
+        // Whoever enters has no number among the processes there yet.
+        let read = |process: &str| std::fs::read_to_string(format!("/proc/{process}/{file}"));
+        let text = read("self").or_else(|_| read("1")).unwrap_or_default();
+        text.lines().any(|line| {
+            // The first one inside, the first one outside, how many. Source: user_namespaces(7).
+            let mut numbers = line
+                .split_whitespace()
+                .filter_map(|word| word.parse::<u32>().ok());
+            let (first, count) = (numbers.next(), numbers.nth(1));
+            let within = |first: u32, count: u32| id >= first && id - first < count;
+            first
+                .zip(count)
+                .is_some_and(|(first, count)| within(first, count))
+        })
+    };
+    let groups = user.additional_gids.iter().chain([&user.gid]);
+    let has_groups = groups.into_iter().all(|gid| has("gid_map", *gid));
+    if has("uid_map", user.uid) && has_groups {
+        return Ok(());
     }
-    Ok(())
+    let remedy = if task.has_range {
+        "is outside of your ranges in /etc/subuid and /etc/subgid"
+    } else {
+        "needs more ids than your own: ask for a range in /etc/subuid and /etc/subgid"
+    };
+    fail!(
+        Kind::Invalid,
+        "the container's user {}:{} {remedy}",
+        user.uid,
+        user.gid
+    )
 }
 
 fn command(task: &InitTask, program: &Path, resolved: Resolved) -> Result<Command> {
@@ -103,6 +142,7 @@ fn command(task: &InitTask, program: &Path, resolved: Resolved) -> Result<Comman
             .filter_map(|entry| entry.split_once('=')),
     );
     let user = resolved.user;
+    hand_over_pipes(&user);
     // Root keeps the groups of the person who runs it: what is shared with them on the host stays open.
     let is_root = user.uid == 0 && user.gid == 0 && user.additional_gids.is_empty();
     safefs::run_as(
@@ -112,9 +152,24 @@ fn command(task: &InitTask, program: &Path, resolved: Resolved) -> Result<Comman
             gid: user.gid,
             groups: (task.has_range && !is_root).then_some(user.additional_gids),
             capabilities: capabilities::default_bits(),
+            new_session: !task.at_terminal,
         },
     );
     Ok(command)
+}
+
+/// What opens `/dev/stdout` must own the pipe there: logs of services often are such links. Files that somebody
+/// redirected to stay whose they are.
+fn hand_over_pipes(user: &User) {
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        let kind = rustix::fs::fstat(stream).map(|found| FileType::from_raw_mode(found.st_mode));
+        if kind == Ok(FileType::Fifo) {
+            // One that is somebody else's stays so.
+            let _ = rustix::fs::fchown(stream, Some(uid), Some(gid));
+        }
+    }
 }
 
 /// The directory it starts in.
@@ -141,15 +196,15 @@ fn go_to(process: &Process) -> Result<PathBuf> {
 }
 
 /// The program that a word means in the container.
-fn find(args: &[String], env: &[String]) -> Result<PathBuf> {
+fn find(args: &[String], here: &Path, env: &[String]) -> Result<PathBuf> {
     let word = args.first().map(String::as_str).unwrap_or_default();
     let candidates: Vec<PathBuf> = if word.contains('/') {
-        vec![PathBuf::from(word)]
+        vec![here.join(word)]
     } else {
         let path = env.iter().find_map(|entry| entry.strip_prefix("PATH="));
         let directories = path.unwrap_or_default().split(':');
         directories
-            .map(|directory| Path::new(directory).join(word))
+            .map(|directory| here.join(directory).join(word))
             .collect()
     };
     let files = candidates.iter().filter(|path| path.is_file());
@@ -173,7 +228,7 @@ fn find(args: &[String], env: &[String]) -> Result<PathBuf> {
 /// that are left.
 fn reap(program: Pid) -> u8 {
     loop {
-        match waitpid(None, WaitOptions::empty()) {
+        match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == program => return wire::code_of(status),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return SETUP_FAILED,

@@ -1,7 +1,7 @@
 //! Going where another process is.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use rustix::thread::move_into_link_name_space;
 
@@ -49,8 +49,8 @@ pub fn inherited(numbers: &[i32]) -> Result<Vec<OwnedFd>> {
 }
 
 /// Go there, in this order, and be root from the first one on, which must be that of users. This process must have
-/// one thread.
-pub fn enter(namespaces: &[OwnedFd]) -> Result<()> {
+/// one thread. `line`: to whoever started us.
+pub fn enter(namespaces: &[OwnedFd], line: &impl AsFd) -> Result<()> {
     let failed = || "cannot enter the container".into();
     for (number, namespace) in namespaces.iter().enumerate() {
         move_into_link_name_space(namespace.as_fd(), None).context(failed)?;
@@ -59,7 +59,7 @@ pub fn enter(namespaces: &[OwnedFd]) -> Result<()> {
         }
     }
     // After the change of identity, which makes the kernel forget it.
-    safefs::end_with_parent().context(failed)
+    safefs::end_with_parent(line).context(failed)
 }
 
 /// Go where numbers of processes are others, which counts for those that are started from now on.

@@ -7,7 +7,8 @@
 //! - [`init`] is process 1 of the container: it puts the mounts together, makes them its only world, starts
 //!   the program, passes signals on to it and cleans up after its children;
 //! - [`enter`] runs one more command beside it;
-//! - [`runtime`] is what [`outer`] does in place of that where an OCI runtime is asked for.
+//! - [`runtime`] is what [`init`] does in place of that where an OCI runtime is asked for: it stays in the host's
+//!   world, but for the numbers of processes, so that nothing outlives it.
 //!
 //! They talk on one socket: see [`wire`].
 
@@ -21,7 +22,7 @@ mod runtime;
 mod signals;
 mod wire;
 
-pub use parent::{exec, run};
+pub use parent::{exec, run, run_of_host};
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
@@ -50,10 +51,28 @@ pub struct OuterTask {
     pub container: Utf8PathBuf,
     /// Its lower layers, topmost first, relative to that directory; nothing if the root is mounted already.
     pub lower: Option<Vec<String>>,
-    /// An OCI runtime, by its path, in place of [`init`].
-    pub runtime: Option<String>,
+    /// What runs on it.
+    pub inside: Inside,
     /// ^C on the terminal reaches everybody by itself.
     pub at_terminal: bool,
+}
+
+/// What runs on a container's root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Inside {
+    /// [`init`], to which what it is told is sent.
+    First,
+    /// A program of the host, in the host's world, with the container's root as its working directory.
+    Host(Vec<String>),
+}
+
+/// An OCI runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeTask {
+    /// Where it is.
+    pub path: String,
+    /// A directory for what it is given, and for what it keeps.
+    pub bundle: Utf8PathBuf,
 }
 
 /// What [`init`] is told.
@@ -63,6 +82,8 @@ pub struct InitTask {
     pub root: Utf8PathBuf,
     /// What to run.
     pub process: Process,
+    /// Who starts it, if not [`init`] itself.
+    pub runtime: Option<RuntimeTask>,
     /// Whether there are more ids than one.
     pub has_range: bool,
     /// ^C on the terminal reaches everybody by itself.

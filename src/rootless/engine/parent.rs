@@ -1,5 +1,6 @@
 //! Starting the stages, and waiting for the program's end.
 
+use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,9 +11,9 @@ use rustix::process::Pid;
 use super::join::{self, Namespaces};
 use super::signals::Forward;
 use super::wire::{self, Report};
-use super::{ENTER_VERB, InitTask, OUTER_VERB, OuterTask};
+use super::{ENTER_VERB, InitTask, Inside, OUTER_VERB, OuterTask, RuntimeTask};
 use crate::command::Child;
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::container::Container;
 use crate::rootless::home::Home;
@@ -32,49 +33,94 @@ pub fn run(
     process: Process,
     runtime: Option<&Runtime>,
 ) -> Result<u8> {
+    run_inside(
+        home,
+        container,
+        Inside::First,
+        Some((process, runtime)),
+        Stdio::inherit(),
+    )
+}
+
+/// Run a program of the host on the root of a container, as root of its user namespace, and return its exit
+/// code.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_of_host(
+    home: &Home,
+    container: &Container,
+    words: Vec<String>,
+    stdout: Stdio,
+) -> Result<u8> {
+    run_inside(home, container, Inside::Host(words), None, stdout)
+}
+
+fn run_inside(
+    home: &Home,
+    container: &Container,
+    inside: Inside,
+    process: Option<(Process, Option<&Runtime>)>,
+    stdout: Stdio,
+) -> Result<u8> {
     let mapping = Mapping::of_user();
     let at_terminal = is_at_terminal();
     // Before anything runs, so that no signal gets lost or ends us alone.
     let forward = Forward::start(at_terminal)?;
+    let lower = lower(home, container, &mapping)?;
     let turn = container.turn()?;
+    container.sweep_traces()?;
     let Stage {
         mut running,
         mut stream,
-        namespaces,
-    } = Stage::start(container)?;
+        is_first,
+    } = Stage::start(container, stdout)?;
     forward.to(Pid::from_child(&running));
-    let is_first = namespaces.is_none();
-    // The stage has its own.
-    drop(namespaces);
-    let tasks = Tasks {
-        outer: OuterTask {
-            container: container.path.clone(),
-            lower: is_first.then(|| lower(home, container, &mapping)),
-            runtime: runtime.map(|runtime| runtime.path().to_owned()),
-            at_terminal,
-        },
-        init: InitTask {
-            root: container.root(),
-            process,
-            has_range: mapping.has_range(),
-            at_terminal,
-        },
-    };
     let pid = running.id();
+    let outer = OuterTask {
+        container: container.path.clone(),
+        lower: is_first.then_some(lower),
+        inside,
+        at_terminal,
+    };
+    let bundle = container.bundle(pid);
+    let init = process.map(|(process, runtime)| InitTask {
+        root: container.root(),
+        process,
+        runtime: runtime.map(|runtime| RuntimeTask {
+            path: runtime.path().to_owned(),
+            bundle: bundle.clone(),
+        }),
+        has_range: mapping.has_range(),
+        at_terminal,
+    });
     let mounted = (|| {
         wire::await_ready(&mut stream)?;
         if is_first {
             mapping.write_to(pid)?;
         }
-        wire::send(&mut stream, &tasks.outer)?;
-        wire::send(&mut stream, &tasks.init)?;
+        wire::send(&mut stream, &outer)?;
+        if let Some(init) = &init {
+            if init.runtime.is_some() {
+                safefs::make_private_dir(container.path.join("bundles").as_std_path())?;
+                safefs::make_private_dir(bundle.as_std_path())?;
+            }
+            wire::send(&mut stream, init)?;
+        }
         match wire::next(&mut stream)? {
-            Some(Report::Mounted) => container.add_holder(pid),
+            Some(Report::Mounted) => container.add_holder(pid, None),
             _ => fail!(Kind::Failed, "the container ended before it began"),
         }
     })();
     drop(turn);
-    let started = mounted.and_then(|()| wire::next(&mut stream));
+    let started = mounted.and_then(|()| {
+        wire::next(&mut stream)?;
+        // Only now is the first process in its own world; a program of the host's never is.
+        match init {
+            Some(_) => container.add_holder(pid, child_of(pid)),
+            None => Ok(()),
+        }
+    });
     drop(stream);
     let ended = end(&mut running, started.is_err());
     container.remove_holder(pid)?;
@@ -86,23 +132,23 @@ pub fn run(
 struct Stage {
     running: Running,
     stream: UnixStream,
-    /// Those of a run under way, where it goes.
-    namespaces: Option<Namespaces>,
+    /// It is in a new user namespace, and nothing is mounted.
+    is_first: bool,
 }
 
 impl Stage {
     /// Start it: where a run under way keeps the root mounted, or in a new user namespace.
-    fn start(container: &Container) -> Result<Self> {
+    fn start(container: &Container, stdout: Stdio) -> Result<Self> {
         let mut holders = container.holders()?.into_iter();
         // One that ends just now is as good as none.
         let namespaces = holders.find_map(|pid| Namespaces::open(pid, &join::OF_ROOT).ok());
         let unshare = ["unshare", "--user", "--mount", "--keep-caps", "--"];
         let before: &[&str] = if namespaces.is_some() { &[] } else { &unshare };
-        let (running, stream) = start(before, OUTER_VERB, namespaces.as_ref())?;
+        let (running, stream) = start(before, OUTER_VERB, namespaces.as_ref(), stdout)?;
         Ok(Self {
             running,
             stream,
-            namespaces,
+            is_first: namespaces.is_none(),
         })
     }
 }
@@ -112,6 +158,7 @@ fn start(
     before: &[&str],
     verb: &str,
     namespaces: Option<&Namespaces>,
+    stdout: Stdio,
 ) -> Result<(Running, UnixStream)> {
     let failed = || "cannot talk to the container".into();
     let (ours, theirs) = UnixStream::pair().context(failed)?;
@@ -126,7 +173,7 @@ fn start(
         child = child.args(namespaces.words());
     }
     let mut command = child.into_command();
-    let running = command.stdin(Stdio::inherit()).spawn();
+    let running = command.stdin(Stdio::inherit()).stdout(stdout).spawn();
     let running = running.context(|| format!("cannot run {first}"))?;
     Ok((running, ours))
 }
@@ -136,8 +183,7 @@ fn start(
 /// # Errors
 /// [`Kind::Refused`] if it does not run.
 pub fn exec(container: &Container, process: Process, runtime: Option<&Runtime>) -> Result<u8> {
-    let holders = container.holders()?;
-    let Some(holder) = holders.first().copied() else {
+    let Some((holder, first)) = container.first_process()? else {
         fail!(
             Kind::Refused,
             "container {} is not running",
@@ -145,17 +191,18 @@ pub fn exec(container: &Container, process: Process, runtime: Option<&Runtime>) 
         );
     };
     if let Some(runtime) = runtime {
-        return exec_by_runtime(container, &process, runtime, holder);
+        return exec_by_runtime(container, &process, runtime, (holder, first));
     }
     let at_terminal = is_at_terminal();
     let forward = Forward::start(at_terminal)?;
-    let namespaces = Namespaces::open(first_process(holder)?, &join::OF_CONTAINER)?;
-    let (mut running, mut stream) = start(&[], ENTER_VERB, Some(&namespaces))?;
+    let namespaces = Namespaces::open(first, &join::OF_CONTAINER)?;
+    let (mut running, mut stream) = start(&[], ENTER_VERB, Some(&namespaces), Stdio::inherit())?;
     drop(namespaces);
     forward.to(Pid::from_child(&running));
     let task = InitTask {
         root: container.root(),
         process,
+        runtime: None,
         has_range: Mapping::of_user().has_range(),
         at_terminal,
     };
@@ -170,75 +217,74 @@ fn exec_by_runtime(
     container: &Container,
     process: &Process,
     runtime: &Runtime,
-    holder: u32,
+    (holder, first): (u32, u32),
 ) -> Result<u8> {
     let forward = Forward::start(is_at_terminal())?;
-    let state = container
-        .path
-        .join("bundles")
-        .join(holder.to_string())
-        .join("state");
-    let mut child = Child::new("nsenter")
-        .args(["--user", "--mount", "--preserve-credentials", "--target"])
-        .args([
-            holder.to_string().as_str(),
-            "--",
-            runtime.path(),
-            "--root",
-            state.as_str(),
-        ])
-        .args(["exec", "--cwd", &process.cwd]);
-    // It knows numbers only.
+    let bundle = container.bundle(holder);
     let root = format!("/proc/{holder}/root{}", container.root());
     let resolved = process.resolve(&Root::open(Path::new(&root))?)?;
-    child = child
-        .arg("--user")
-        .arg(format!("{}:{}", resolved.user.uid, resolved.user.gid));
-    for entry in &resolved.env {
-        child = child.args(["--env", entry]);
-    }
-    if is_at_terminal() && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        child = child.arg("--tty");
-    }
-    let mut command = child
-        .arg(format!("rootless-{holder}"))
-        .args(&process.args)
+    let text = super::runtime::process(process, &resolved, super::runtime::has_terminal())?;
+    // In a file of ours: what is in the environment is not for everybody who can list processes.
+    let mut file = tempfile::Builder::new()
+        .prefix("exec-")
+        .tempfile_in(&bundle)
+        .context(|| format!("cannot create a file in {bundle}"))?;
+    file.write_all(text.to_string().as_bytes())
+        .context(|| format!("cannot write a file in {bundle}"))?;
+    let mut command = Child::new("nsenter")
+        .args([
+            "--user",
+            "--mount",
+            "--pid",
+            "--preserve-credentials",
+            "--target",
+        ])
+        .args([first.to_string().as_str(), "--", runtime.path()])
+        .args([
+            "--root",
+            bundle.join(super::runtime::STATE).as_str(),
+            "exec",
+            "--process",
+        ])
+        .arg(file.path())
+        .arg(super::runtime::NAME)
         .into_command();
-    let mut stage = command
+    let mut running = command
         .stdin(Stdio::inherit())
         .spawn()
         .context(|| "cannot run nsenter".into())?;
-    forward.to(Pid::from_child(&stage));
-    end(&mut stage, false)
+    forward.to(Pid::from_child(&running));
+    end(&mut running, false)
 }
 
 /// The first process of a container: the one child of whoever holds its root.
-fn first_process(holder: u32) -> Result<u32> {
+fn child_of(holder: u32) -> Option<u32> {
     let path = format!("/proc/{holder}/task/{holder}/children");
-    let text = std::fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
-    let first = text
-        .split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok());
-    first.ok_or_else(|| Error::new(Kind::Refused, "the container is ending"))
-}
-
-struct Tasks {
-    outer: OuterTask,
-    init: InitTask,
+    let text = std::fs::read_to_string(path).ok()?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
 /// The lower layers of a container, relative to its directory.
-fn lower(home: &Home, container: &Container, mapping: &Mapping) -> Vec<String> {
+///
+/// # Errors
+/// [`Kind::Invalid`] if there are other ids now than when it was created: its files have owners among those.
+fn lower(home: &Home, container: &Container, mapping: &Mapping) -> Result<Vec<String>> {
     let tree = Tree::of(home, &container.record.tree);
     let relative = |name: &str| format!("../../trees/{}/{name}", tree.name());
     let owners = tree.owners(mapping);
     let mut out = Vec::new();
-    if mapping.has_range() && owners.is_dir() {
+    if mapping.has_range() {
+        if !owners.is_dir() {
+            fail!(
+                Kind::Invalid,
+                "your ranges in /etc/subuid and /etc/subgid are others than when container {} was created: create it again",
+                container.record.id
+            );
+        }
         out.extend(owners.file_name().map(relative));
     }
     out.push(relative("checkout"));
-    out
+    Ok(out)
 }
 
 /// Wait for the stage, and end it first if all is over.
@@ -251,8 +297,9 @@ fn end(stage: &mut Running, is_over: bool) -> Result<u8> {
     super::outer::wait_for(pid)
 }
 
-/// Whether ^C is typed where all stages hear it.
+/// Whether ^C is typed where all stages hear it: this process is in the foreground of its terminal.
 fn is_at_terminal() -> bool {
-    let stdin = std::io::stdin();
-    rustix::termios::tcgetpgrp(&stdin).is_ok_and(|group| group == rustix::process::getpgrp())
+    std::fs::File::open("/dev/tty").is_ok_and(|terminal| {
+        rustix::termios::tcgetpgrp(&terminal).is_ok_and(|group| group == rustix::process::getpgrp())
+    })
 }

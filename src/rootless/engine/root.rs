@@ -3,9 +3,9 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::StatVfsMountFlags;
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
@@ -75,6 +75,19 @@ pub fn enter(task: &InitTask) -> Result<()> {
     rustix::process::pivot_root(".", ".").context(failed)?;
     unmount(".", UnmountFlags::DETACH).context(failed)?;
     rustix::process::chdir("/").context(failed)
+}
+
+/// Stay in the host's world, where only processes are seen with the numbers that they have from now on.
+pub fn number_anew() -> Result<()> {
+    let failed = || "cannot mount /proc".into();
+    safefs::leave(Leave::Mounts).context(failed)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .context(failed)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None).context(failed)
 }
 
 /// How a descriptor is named to those who want a path.
@@ -149,9 +162,11 @@ fn bind(root: &Root, source: &Path, target: &str, is_read_only: bool) -> Result<
         // Looked up again, it is what is mounted there; if somebody has moved it meanwhile, it is no mount and
         // cannot be changed.
         let mounted = root.locate(target)?;
-        let path = at_fd(&mounted);
-        let kept = kept_flags(&mounted).context(failed)?;
-        mount_remount(&path, MountFlags::BIND | MountFlags::RDONLY | kept, "").context(failed)?;
+        for mount in mounts_below(&mounted).context(failed)? {
+            let mount = rustix::fs::open(&mount, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+            shut(&mount.context(failed)?.into()).context(failed)?;
+        }
+        shut(&mounted).context(failed)?;
     }
     Ok(())
 }
@@ -175,6 +190,35 @@ fn place(root: &Root, source: &Path, target: &str) -> Result<File> {
         );
     }
     Ok(at)
+}
+
+/// Make a mount read-only.
+fn shut(mounted: &File) -> rustix::io::Result<()> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(mounted)?;
+    mount_remount(at_fd(mounted), flags, "")
+}
+
+/// What is mounted below a directory: what was mounted below where it comes from is there as well.
+fn mounts_below(directory: &File) -> std::io::Result<Vec<PathBuf>> {
+    let path = std::fs::read_link(at_fd(directory))?;
+    let text = std::fs::read_to_string("/proc/self/mountinfo")?;
+    // The fifth field, in which blanks and backslashes are octal numbers. Source: proc(5).
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = points.map(|point| PathBuf::from(unescape(point)));
+    Ok(points
+        .filter(|point| *point != path && point.starts_with(&path))
+        .collect())
+}
+
+fn unescape(text: &str) -> String {
+    let replace = |text: String, (code, plain): (&str, &str)| text.replace(code, plain);
+    let codes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    codes.into_iter().fold(text.to_owned(), replace)
 }
 
 /// What a mount must not lose when it is changed: the kernel lets nobody in a user namespace take it away.

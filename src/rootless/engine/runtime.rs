@@ -1,16 +1,15 @@
 //! An OCI runtime in place of our own first process. It runs inside the user namespace that is there already,
 //! on the root that is mounted already, and so needs neither ids nor an overlay of its own.
 
-use std::os::unix::net::UnixStream;
+use std::io::IsTerminal as _;
 use std::process::Command;
 
-use camino::Utf8Path;
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
-use super::{InitTask, wire};
+use super::{InitTask, RuntimeTask};
 use crate::error::{Context as _, Result};
-use crate::rootless::process::Resolved;
+use crate::rootless::process::{Process, Resolved};
 use crate::runtime::{capabilities, default_seccomp, mounts};
 use crate::safefs::{self, Root};
 
@@ -33,38 +32,48 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
+/// The name a runtime knows the container by.
+pub const NAME: &str = "rootless";
+/// Where a runtime keeps what it knows, in its bundle.
+pub const STATE: &str = "state";
+
 /// Start it.
-pub fn start(stream: &mut UnixStream, container: &Utf8Path, runtime: &str) -> Result<Pid> {
-    let task: InitTask = wire::receive(stream)?;
+pub fn start(task: &InitTask, runtime: &RuntimeTask) -> Result<Pid> {
     let root = Root::open(task.root.as_std_path())?;
     let resolved = task.process.resolve(&root)?;
-    super::init::check_user(&task, &resolved.user)?;
-    let bundle = bundle(container);
-    safefs::make_private_dir(container.join("bundles").as_std_path())?;
-    safefs::make_private_dir(bundle.as_std_path())?;
-    let text = serde_json::to_vec_pretty(&spec(&task, &resolved)?)
+    super::init::check_user(task, &resolved.user)?;
+    let RuntimeTask { path, bundle } = runtime;
+    let spec = serde_json::to_vec_pretty(&spec(task, &resolved)?)
         .context(|| "cannot write the configuration".into())?;
-    safefs::write_new_file(bundle.join("config.json").as_std_path(), &text, 0o600)?;
-    let child = Command::new(runtime)
-        .args(["--root", bundle.join("state").as_str(), "--rootless=true"])
-        .args(["run", "--bundle", bundle.as_str()])
-        .arg(format!("rootless-{}", std::process::id()))
+    safefs::write_new_file(bundle.join("config.json").as_std_path(), &spec, 0o600)?;
+    let child = Command::new(path)
+        .args(["--root", bundle.join(STATE).as_str(), "--rootless=true"])
+        .args(["run", "--bundle", bundle.as_str(), NAME])
         .spawn()
-        .context(|| format!("cannot run {runtime}"))?;
+        .context(|| format!("cannot run {path}"))?;
     Ok(Pid::from_child(&child))
 }
 
-/// Remove what [`start`] made.
-pub fn clear(container: &Utf8Path) {
-    if let Err(error) = safefs::remove_tree(bundle(container).as_std_path()) {
-        tracing::warn!(%error, "left behind");
-    }
+/// What a runtime is told of a process, as for its `exec --process`.
+pub fn process(process: &Process, resolved: &Resolved, terminal: bool) -> Result<Value> {
+    let capabilities = capabilities::with_changes(&[], &[])?;
+    Ok(json!({
+        "terminal": terminal,
+        "user": resolved.user,
+        "args": process.args,
+        "env": resolved.env,
+        "cwd": process.cwd,
+        "capabilities": {
+            "bounding": capabilities,
+            "effective": capabilities,
+            "permitted": capabilities,
+        },
+    }))
 }
 
-fn bundle(container: &Utf8Path) -> camino::Utf8PathBuf {
-    container
-        .join("bundles")
-        .join(std::process::id().to_string())
+/// Whether it gets the terminal that we have.
+pub fn has_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
 fn spec(task: &InitTask, resolved: &Resolved) -> Result<Value> {
@@ -83,7 +92,7 @@ fn spec(task: &InitTask, resolved: &Resolved) -> Result<Value> {
     all.push(mounts::bind(
         "/sys",
         "/sys",
-        &["rbind", "nosuid", "noexec", "nodev", "ro"],
+        &["rbind", "nosuid", "noexec", "nodev", "rro"],
     ));
     for file in ["/etc/resolv.conf", "/etc/hosts"] {
         let is_bound = process
@@ -95,7 +104,8 @@ fn spec(task: &InitTask, resolved: &Resolved) -> Result<Value> {
         }
     }
     for volume in &process.volumes {
-        let access = if volume.read_only { "ro" } else { "rw" };
+        // Also what is mounted below.
+        let access = if volume.read_only { "rro" } else { "rw" };
         all.push(mounts::bind(
             volume.source.as_str(),
             &volume.destination,
@@ -110,21 +120,9 @@ fn spec(task: &InitTask, resolved: &Resolved) -> Result<Value> {
         ));
     }
     let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
     Ok(json!({
         "ociVersion": "1.0.2",
-        "process": {
-            "terminal": terminal && std::io::IsTerminal::is_terminal(&std::io::stdout()),
-            "user": resolved.user,
-            "args": process.args,
-            "env": resolved.env,
-            "cwd": process.cwd,
-            "capabilities": {
-                "bounding": capabilities,
-                "effective": capabilities,
-                "permitted": capabilities,
-            },
-        },
+        "process": self::process(process, resolved, has_terminal())?,
         "root": {"path": task.root, "readonly": false},
         "hostname": process.hostname,
         "mounts": all,

@@ -9,6 +9,22 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Context as _, Result};
+use crate::interrupt::is_ignored;
+
+/// Those that are passed on.
+const ALL: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+
+/// Hears signals that are to be passed on, and keeps them until somebody does.
+pub struct Listening(Signals);
+
+impl Listening {
+    /// Listen from now on, but for what we were told to ignore: that is for what we start as well.
+    pub fn start() -> Result<Self> {
+        let wanted = ALL.into_iter().filter(|number| !is_ignored(*number));
+        let signals = Signals::new(wanted).context(|| "cannot listen for signals".into())?;
+        Ok(Self(signals))
+    }
+}
 
 /// Passes signals on to one process, as soon as that is known.
 pub struct Forward {
@@ -16,10 +32,13 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Listen from now on. At a terminal ^C and ^\ reach everybody by themselves, and are not doubled.
+    /// Listen from now on, and pass on.
     pub fn start(at_terminal: bool) -> Result<Self> {
-        let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
-            .context(|| "cannot listen for signals".into())?;
+        Self::of(Listening::start()?, at_terminal)
+    }
+
+    /// Pass on what is heard. At a terminal ^C and ^\ reach everybody by themselves, and are not doubled.
+    pub fn of(Listening(mut signals): Listening, at_terminal: bool) -> Result<Self> {
         let to = Arc::new(AtomicI32::new(0));
         let target = to.clone();
         std::thread::Builder::new()

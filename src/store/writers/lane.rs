@@ -23,6 +23,10 @@ const WHOLE_BYTES: u64 = 256 * 1024;
 const PIECE_BYTES: usize = 256 * 1024;
 /// So many pieces of one file wait at most.
 const PIECES: usize = 4;
+/// So many such files wait at most.
+const LARGE: usize = 3;
+/// So many kinds of files are remembered; one may have many attributes.
+const FORMS: usize = 1000;
 
 /// A way in for the files of one layer. Its files are known by number until it is finished.
 pub struct Lane {
@@ -48,6 +52,8 @@ struct State {
 struct Inner {
     checksums: Vec<Checksum>,
     waiting: usize,
+    /// Those of them that are larger files.
+    large: usize,
     error: Option<Error>,
     /// Room of batches that were written.
     spare: Vec<Vec<u8>>,
@@ -92,6 +98,9 @@ impl Drop for Task {
     fn drop(&mut self) {
         let mut inner = lock(&self.state.inner);
         inner.waiting -= 1;
+        if matches!(self.content, Content::Pieces { .. }) {
+            inner.large -= 1;
+        }
         match self.outcome.take() {
             Some(Ok(written)) => {
                 for (number, checksum) in written {
@@ -162,8 +171,7 @@ impl Lane {
             return Ok(number);
         }
         let (sender, pieces): (SyncSender<Vec<u8>>, _) = sync_channel(PIECES);
-        // Pieces have a limit of their own: with that of batches, those that wait behind this one could
-        // keep it from ever being finished.
+        self.wait_for_large()?;
         self.send(Content::Pieces {
             number,
             form,
@@ -203,6 +211,9 @@ impl Lane {
             return form.clone();
         }
         let manner = self.manner;
+        if self.forms.len() == FORMS {
+            self.forms.clear();
+        }
         let form = self.forms.entry(meta);
         let form = form.or_insert_with_key(|meta| Arc::new(Form::new(meta.clone(), manner)));
         self.last_form = Some(form.clone());
@@ -227,6 +238,21 @@ impl Lane {
         }
     }
 
+    /// Wait until few of the larger files are unfinished. All of those are handed over to their ends, and so
+    /// somebody finishes them, whatever else waits.
+    fn wait_for_large(&self) -> Result<()> {
+        let mut inner = lock(&self.state.inner);
+        loop {
+            if let Some(error) = inner.error.take() {
+                return Err(error);
+            }
+            if inner.large < LARGE {
+                return Ok(());
+            }
+            inner = wait(&self.state.changed, inner);
+        }
+    }
+
     fn send_batch(&mut self) -> Result<()> {
         let batch = std::mem::take(&mut self.batch);
         if batch.files.is_empty() {
@@ -236,7 +262,11 @@ impl Lane {
     }
 
     fn send(&self, content: Content) -> Result<()> {
-        lock(&self.state.inner).waiting += 1;
+        {
+            let mut inner = lock(&self.state.inner);
+            inner.waiting += 1;
+            inner.large += usize::from(matches!(content, Content::Pieces { .. }));
+        }
         let task = Task {
             state: self.state.clone(),
             content,

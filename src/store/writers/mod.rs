@@ -159,7 +159,7 @@ fn make_staging(tmp: &Utf8Path) -> Result<(Utf8PathBuf, File)> {
 }
 
 /// Remove what killed ones have left.
-fn sweep(tmp: &Utf8Path) {
+pub fn sweep(tmp: &Utf8Path) {
     let entries = tmp.read_dir_utf8().into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().starts_with(PREFIX)) {
         let Ok(directory) = File::open(entry.path()) else {
