@@ -38,16 +38,23 @@ impl Drop for Held<'_> {
 impl Interrupt {
     /// Listen to SIGINT and SIGTERM from now on.
     pub fn listen() -> Result<Self> {
+        Self::listen_to(&[SIGINT, SIGTERM])
+    }
+
+    /// The same without what whoever started us has us ignore, as for jobs in the background: what we start is to
+    /// ignore it as well.
+    pub fn listen_unless_ignored() -> Result<Self> {
+        let mut signals = vec![SIGINT, SIGTERM];
+        signals.retain(|signal| !is_ignored(*signal));
+        Self::listen_to(&signals)
+    }
+
+    fn listen_to(signals: &[i32]) -> Result<Self> {
         let interrupt = Self {
             noted: Arc::default(),
             at_once: Arc::new(AtomicBool::new(true)),
         };
-        // What whoever started us has us ignore, as for jobs in the background, is not listened to: what we start
-        // is to ignore it as well.
-        for signal in [SIGINT, SIGTERM]
-            .into_iter()
-            .filter(|signal| !is_ignored(*signal))
-        {
+        for signal in signals.iter().copied() {
             let number = usize::try_from(signal).unwrap_or_default();
             flag::register_conditional_default(signal, interrupt.at_once.clone())
                 .and_then(|_| flag::register_usize(signal, interrupt.noted.clone(), number))

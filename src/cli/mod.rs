@@ -214,7 +214,11 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::ContainerEnter(verb) => return verb.run(),
         _ => {}
     }
-    let config = Config::load(Interrupt::listen()?)?;
+    let interrupt = match verb {
+        Verb::Rootless(_) => Interrupt::listen_unless_ignored()?,
+        _ => Interrupt::listen()?,
+    };
+    let config = Config::load(interrupt)?;
     let mut call = Call {
         config: &config,
         out: &mut out,
