@@ -110,8 +110,8 @@ fn returns(bad: fn(u16) -> Image, reasons: &[&str]) {
 
 #[test]
 fn an_update_whose_process_ends_at_once_returns() {
-    // It is a race whether systemd still sees it start; and whether its control group is empty before systemd
-    // begins to wait for a new PID file, which nothing but the watch ends then.
+    // It is a race whether systemd still sees it start. Once the start was ended by nothing but the watch;
+    // presumably systemd was waiting for another PID file, which was not traced.
     returns(
         |_| broken("echo dying; exit 3"),
         &[

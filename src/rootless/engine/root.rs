@@ -28,7 +28,7 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 /// Files of the host that say how names of hosts are found.
-const HOST_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+pub(super) const HOST_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// Put it together and go there for good.
 pub fn enter(task: &InitTask) -> Result<()> {

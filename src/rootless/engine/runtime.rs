@@ -7,6 +7,7 @@ use std::process::Command;
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
+use super::root::HOST_FILES;
 use super::{InitTask, RuntimeTask};
 use crate::error::{Context as _, Result};
 use crate::rootless::process::{Process, Resolved};
@@ -94,7 +95,7 @@ fn spec(task: &InitTask, resolved: &Resolved) -> Result<Value> {
         "/sys",
         &["rbind", "nosuid", "noexec", "nodev", "rro"],
     ));
-    for file in ["/etc/resolv.conf", "/etc/hosts"] {
+    for file in HOST_FILES {
         let is_bound = process
             .volumes
             .iter()
