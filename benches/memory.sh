@@ -3,6 +3,7 @@
 # layout; skopeo's beside it.
 set -euo pipefail
 program=${PROGRAM:-target/release/atomic-rs}
+mkdir -p target
 work=$(mktemp -d -p target)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/source" "$work/layout/blobs/sha256"

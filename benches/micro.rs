@@ -86,6 +86,7 @@ fn layer(repo: &ostree::Repo, number: usize) -> LayerRoot {
 
 fn merge_trees(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
+    atomic_rs::safefs::libostree::load().unwrap();
     let repo = ostree::Repo::new_for_path(dir.path());
     repo.create(ostree::RepoMode::BareUser, NO_CANCEL).unwrap();
     let layers: Vec<LayerRoot> = (0..3).map(|number| layer(&repo, number)).collect();

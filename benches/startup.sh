@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Start-up: `atomic-rs --version` beside `ostree --version`, in turn, in one run. Loading libostree's
-# libraries is the floor for both. Prints medians of 101 and their ratio.
+# Start-up: `atomic-rs --version` beside `ostree --version`, in turn, in one run. Only the
+# latter loads libostree for it. Prints medians of 101 and their ratio.
 set -euo pipefail
 program=${PROGRAM:-target/release/atomic-rs}
 python3 - "$program" <<'PY'

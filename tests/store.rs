@@ -519,3 +519,11 @@ fn kills_during_pulls_and_prunes_leave_no_commit_without_its_tree() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn libostree_is_loaded_when_a_repository_is_opened_and_not_before() {
+    let libraries = must(Command::new("ldd").arg(program()));
+    assert!(libraries.contains("libgio-2.0"), "{libraries}");
+    assert!(!libraries.contains("libostree"), "{libraries}");
+}

@@ -4,6 +4,7 @@
 
 mod atomic;
 mod files;
+pub mod libostree;
 mod lock;
 mod make;
 mod parent;

@@ -245,7 +245,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8Path::from_path(dir.path()).unwrap();
-        let repo = Repo::new_for_path(path.join("repo"));
+        let repo = crate::store::repository(&path.join("repo")).unwrap();
         repo.create(ostree::RepoMode::Bare, NO_CANCEL).unwrap();
         let file = repo
             .write_regfile_inline(None, 5, 6, 0o104_755, None, b"content", NO_CANCEL)

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use ostree::RepoPruneFlags;
+use ostree::{Repo, RepoPruneFlags};
 
 use super::import::{PLATFORM_KEY, SOURCE_KEY};
 use super::objects::{self, NO_CANCEL, metadata_string};
+use super::writers::threads;
 use super::{DEPLOYMENT_PREFIX, ImageTree, LayerRoot, Store};
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -19,6 +20,9 @@ use crate::safefs::Files as _;
 
 /// Configs are small; larger ones are an attack.
 pub const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
+
+/// So many images are read sooner than a thread starts.
+const FEW_IMAGES: usize = 32;
 
 /// Beginning of the names of scratch layouts beside the repository.
 pub const EXPORT_SCRATCH: &str = ".export-";
@@ -101,6 +105,60 @@ impl StoredImage {
     }
 }
 
+/// Many images, by ref, name and commit, in several threads.
+fn load_images(
+    repo: &Repo,
+    images: &[(String, String, String)],
+) -> Result<Vec<Result<StoredImage>>> {
+    let load = |repo: &Repo, part: &[(String, String, String)]| -> Vec<_> {
+        part.iter()
+            .map(|(_, name, commit)| load_image(repo, name, commit))
+            .collect()
+    };
+    if images.len() <= FEW_IMAGES {
+        return Ok(load(repo, images));
+    }
+    let parts = images.chunks(images.len().div_ceil(threads()));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = parts
+            .map(|part| {
+                let repo = repo.clone();
+                scope.spawn(move || load(&repo, part))
+            })
+            .collect();
+        let mut out = Vec::new();
+        for thread in threads {
+            let Ok(part) = thread.join() else {
+                fail!(Kind::Failed, "a thread that reads images died");
+            };
+            out.extend(part);
+        }
+        Ok(out)
+    })
+}
+
+fn load_image(repo: &Repo, name: &str, commit: &str) -> Result<StoredImage> {
+    let (metadata, created) = objects::commit_metadata_and_time(repo, commit)?;
+    let manifest_text = metadata_string(&metadata, "docker.manifest");
+    let manifest = manifest_text
+        .as_deref()
+        .map(|text| Manifest::parse(text.as_bytes()))
+        .transpose()?;
+    let digest = metadata_string(&metadata, "docker.digest")
+        .and_then(|text| text.parse().ok())
+        .or_else(|| manifest.as_ref().and_then(Manifest::config_digest));
+    Ok(StoredImage {
+        name: name.to_owned(),
+        commit: commit.to_owned(),
+        created,
+        manifest,
+        manifest_text,
+        digest,
+        source: metadata_string(&metadata, SOURCE_KEY),
+        platform: metadata_string(&metadata, PLATFORM_KEY),
+    })
+}
+
 impl Store {
     /// Everything below `ociimage/`.
     pub fn inventory(&self) -> Result<Inventory> {
@@ -110,61 +168,44 @@ impl Store {
             .context(|| "cannot list the refs of the repository".into())?;
         let refs: BTreeMap<String, String> = refs.into_iter().collect();
         let mut inventory = Inventory::default();
+        let mut images = Vec::new();
         for (name, commit) in refs {
             if !name.starts_with(IMAGE_PREFIX) {
                 continue;
             }
             match refname::classify(&name) {
                 RefKind::Blob(digest) => inventory.blobs.push(StoredBlob { digest, commit }),
-                RefKind::Image(image) => match self.load_image(&image, &commit) {
-                    Ok(image) => inventory.images.push(image),
-                    Err(error) => inventory.broken.push(BrokenRef {
-                        name,
-                        why: error.to_string(),
-                    }),
-                },
+                RefKind::Image(image) => images.push((name, image, commit)),
                 RefKind::Unknown => inventory.broken.push(BrokenRef {
                     name,
                     why: "its name is not an encoded image name".into(),
                 }),
             }
         }
+        for ((name, ..), image) in images.iter().zip(load_images(&self.repo, &images)?) {
+            match image {
+                Ok(image) => inventory.images.push(image),
+                Err(error) => inventory.broken.push(BrokenRef {
+                    name: name.clone(),
+                    why: error.to_string(),
+                }),
+            }
+        }
+        inventory.broken.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(inventory)
-    }
-
-    fn load_image(&self, name: &str, commit: &str) -> Result<StoredImage> {
-        let (metadata, created) = objects::commit_metadata_and_time(&self.repo, commit)?;
-        let manifest_text = metadata_string(&metadata, "docker.manifest");
-        let manifest = manifest_text
-            .as_deref()
-            .map(|text| Manifest::parse(text.as_bytes()))
-            .transpose()?;
-        let digest = metadata_string(&metadata, "docker.digest")
-            .and_then(|text| text.parse().ok())
-            .or_else(|| manifest.as_ref().and_then(Manifest::config_digest));
-        Ok(StoredImage {
-            name: name.to_owned(),
-            commit: commit.to_owned(),
-            created,
-            manifest,
-            manifest_text,
-            digest,
-            source: metadata_string(&metadata, SOURCE_KEY),
-            platform: metadata_string(&metadata, PLATFORM_KEY),
-        })
     }
 
     /// The image stored under exactly this name.
     pub fn image(&self, name: &str) -> Result<Option<StoredImage>> {
         match self.resolve(&image_ref(name))? {
-            Some(commit) => self.load_image(name, &commit).map(Some),
+            Some(commit) => load_image(&self.repo, name, &commit).map(Some),
             None => Ok(None),
         }
     }
 
     /// The image that was stored as `name` in this commit, even if the name has moved on since.
     pub fn image_at(&self, name: &str, commit: &str) -> Result<StoredImage> {
-        self.load_image(name, commit)
+        load_image(&self.repo, name, commit)
     }
 
     /// The images that `text` means: the one of that name, else all whose id starts with it.

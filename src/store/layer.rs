@@ -15,6 +15,7 @@ use ostree::Repo;
 
 use super::ahead::{self, Pieces};
 use super::export::Keeper;
+use super::gunzip::Gunzip;
 use super::layer_tree::{Builder, Built};
 use super::objects::{Checksum, Commit, Sealed};
 use super::tar::TarStream;
@@ -193,7 +194,7 @@ fn inflate_to(pieces: Pieces, input: &mut impl BufRead) -> Result<()> {
         head[..n].copy_from_slice(&available[..n]);
     }
     match head {
-        [0x1f, 0x8b, ..] => pieces.send_all(flate2::bufread::MultiGzDecoder::new(input)),
+        [0x1f, 0x8b, ..] => pieces.send_all(Gunzip::new(input)),
         [0x28, 0xb5, 0x2f, 0xfd] => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input)
                 .kind(Kind::Invalid, || "cannot start zstd".into())?;

@@ -18,6 +18,7 @@ mod ahead;
 mod checkout;
 pub mod diff;
 pub mod export;
+pub mod gunzip;
 pub mod images;
 mod import;
 pub mod layer;
@@ -125,7 +126,7 @@ impl Store {
                 create(&path, config.is_system)?;
             }
         }
-        let repo = Repo::new_for_path(&path);
+        let repo = repository(&path)?;
         repo.open(NO_CANCEL)
             .context(|| format!("cannot open the repository {path}"))?;
         let (wanted, name) = mode_for(config.is_system);
@@ -294,6 +295,14 @@ fn is_repository(path: &Utf8Path) -> bool {
     path.join("objects").is_dir()
 }
 
+/// A repository, which may not exist yet. Nothing of libostree is used before it.
+fn repository(path: &Utf8Path) -> Result<Repo> {
+    if let Err(why) = safefs::libostree::load() {
+        fail!(Kind::Failed, "cannot load libostree: {why}");
+    }
+    Ok(Repo::new_for_path(path))
+}
+
 /// Create a repository, whole or not at all: made aside and renamed. Where the directory is there
 /// already, libostree completes it.
 fn create(path: &Utf8Path, is_system: bool) -> Result<()> {
@@ -308,7 +317,7 @@ fn create(path: &Utf8Path, is_system: bool) -> Result<()> {
         aside
     };
     let failed = || format!("cannot create the repository {path}");
-    let repo = Repo::new_for_path(&staged);
+    let repo = repository(&staged)?;
     repo.create(mode_for(is_system).0, NO_CANCEL)
         .context(failed)?;
     // Set-uid files of every image lie below.

@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn both_versions_are_put_together_again() {
         let dir = tempfile::tempdir().unwrap();
-        let repo = Repo::new_for_path(dir.path());
+        let repo = crate::store::repository(dir.path().try_into().unwrap()).unwrap();
         repo.create(ostree::RepoMode::BareUser, NO_CANCEL).unwrap();
         let sums: Vec<Checksum> = [&b"one"[..], b"two"]
             .map(|content| {

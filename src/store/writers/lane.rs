@@ -24,7 +24,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// So many pieces of one file wait at most.
 const PIECES: usize = 4;
 /// So many such files wait at most.
-const LARGE: usize = 3;
+const LARGE: usize = 6;
 /// So many kinds of files are remembered; one may have many attributes.
 const FORMS: usize = 1000;
 

@@ -231,7 +231,7 @@ mod tests {
                 .map(|way| {
                     let path = path.join(format!("{way}-{is_system}"));
                     std::fs::create_dir(&path).unwrap();
-                    let repo = Repo::new_for_path(&path);
+                    let repo = crate::store::repository(&path).unwrap();
                     repo.create(mode, NO_CANCEL).unwrap();
                     let mut sums = Vec::new();
                     let writers = Writers::start(&repo, &path, is_system).unwrap();
