@@ -51,7 +51,7 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
     }
     // systemd answers while the files are read.
     let (states, found) = std::thread::scope(|scope| {
-        let asked = || Manager::connect(config.is_system)?.statuses();
+        let asked = || Manager::statuses(config.is_system);
         let states = scope.spawn(asked);
         let found: Vec<Found> = names.iter().map(|name| Found::read(config, name)).collect();
         let died = |_| {

@@ -1,7 +1,8 @@
 //! Listing, finding, deleting and pruning images.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
+use camino::Utf8Path;
 use ostree::{Repo, RepoPruneFlags};
 
 use super::import::{PLATFORM_KEY, SOURCE_KEY};
@@ -21,8 +22,8 @@ use crate::safefs::Files as _;
 /// Configs are small; larger ones are an attack.
 pub const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
 
-/// So many images are read sooner than a thread starts.
-const FEW_IMAGES: usize = 32;
+/// So many refs are read sooner than a thread starts.
+const FEW_REFS: usize = 32;
 
 /// Beginning of the names of scratch layouts beside the repository.
 pub const EXPORT_SCRATCH: &str = ".export-";
@@ -105,25 +106,36 @@ impl StoredImage {
     }
 }
 
-/// Many images, by ref, name and commit, in several threads.
-fn load_images(
-    repo: &Repo,
-    images: &[(String, String, String)],
-) -> Result<Vec<Result<StoredImage>>> {
-    let load = |repo: &Repo, part: &[(String, String, String)]| -> Vec<_> {
-        part.iter()
-            .map(|(_, name, commit)| load_image(repo, name, commit))
-            .collect()
+/// What a ref below `ociimage/` is.
+enum Entry {
+    Image(Box<StoredImage>),
+    Blob(StoredBlob),
+    Broken(BrokenRef),
+}
+
+/// Many refs, in several threads. They are read as the files they are, which takes half the time of asking
+/// libostree for a list.
+fn entries(repo: &Repo, heads: &Utf8Path, names: &[String]) -> Result<Vec<Entry>> {
+    let read = |repo: &Repo, names: &[String]| -> Vec<Entry> {
+        let entry = |name: &String| {
+            entry(repo, heads, name).unwrap_or_else(|error| {
+                Some(Entry::Broken(BrokenRef {
+                    name: name.clone(),
+                    why: error.to_string(),
+                }))
+            })
+        };
+        names.iter().filter_map(entry).collect()
     };
-    if images.len() <= FEW_IMAGES {
-        return Ok(load(repo, images));
+    if names.len() <= FEW_REFS {
+        return Ok(read(repo, names));
     }
-    let parts = images.chunks(images.len().div_ceil(threads()));
+    let parts = names.chunks(names.len().div_ceil(threads()));
     std::thread::scope(|scope| {
         let threads: Vec<_> = parts
             .map(|part| {
                 let repo = repo.clone();
-                scope.spawn(move || load(&repo, part))
+                scope.spawn(move || read(&repo, part))
             })
             .collect();
         let mut out = Vec::new();
@@ -135,6 +147,20 @@ fn load_images(
         }
         Ok(out)
     })
+}
+
+/// One ref; nothing if it has gone meanwhile.
+fn entry(repo: &Repo, heads: &Utf8Path, name: &str) -> Result<Option<Entry>> {
+    let commit = match std::fs::read_to_string(heads.join(name)) {
+        Ok(text) => text.trim_end().to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context(|| "cannot read the ref".into()),
+    };
+    Ok(Some(match refname::classify(name) {
+        RefKind::Blob(digest) => Entry::Blob(StoredBlob { digest, commit }),
+        RefKind::Image(image) => Entry::Image(load_image(repo, &image, &commit)?.into()),
+        RefKind::Unknown => fail!(Kind::Invalid, "its name is not an encoded image name"),
+    }))
 }
 
 fn load_image(repo: &Repo, name: &str, commit: &str) -> Result<StoredImage> {
@@ -162,36 +188,31 @@ fn load_image(repo: &Repo, name: &str, commit: &str) -> Result<StoredImage> {
 impl Store {
     /// Everything below `ociimage/`.
     pub fn inventory(&self) -> Result<Inventory> {
-        let refs = self
-            .repo
-            .list_refs(None, NO_CANCEL)
-            .context(|| "cannot list the refs of the repository".into())?;
-        let refs: BTreeMap<String, String> = refs.into_iter().collect();
+        let heads = self.path.join("refs/heads");
+        let directory = heads.join(IMAGE_PREFIX);
+        let failed = || "cannot list the refs of the repository".into();
+        let mut names = Vec::new();
+        match directory.read_dir_utf8() {
+            Ok(entries) => {
+                for entry in entries {
+                    names.push(format!(
+                        "{IMAGE_PREFIX}{}",
+                        entry.context(failed)?.file_name()
+                    ));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(failed),
+        }
+        names.sort();
         let mut inventory = Inventory::default();
-        let mut images = Vec::new();
-        for (name, commit) in refs {
-            if !name.starts_with(IMAGE_PREFIX) {
-                continue;
-            }
-            match refname::classify(&name) {
-                RefKind::Blob(digest) => inventory.blobs.push(StoredBlob { digest, commit }),
-                RefKind::Image(image) => images.push((name, image, commit)),
-                RefKind::Unknown => inventory.broken.push(BrokenRef {
-                    name,
-                    why: "its name is not an encoded image name".into(),
-                }),
+        for entry in entries(&self.repo, &heads, &names)? {
+            match entry {
+                Entry::Image(image) => inventory.images.push(*image),
+                Entry::Blob(blob) => inventory.blobs.push(blob),
+                Entry::Broken(broken) => inventory.broken.push(broken),
             }
         }
-        for ((name, ..), image) in images.iter().zip(load_images(&self.repo, &images)?) {
-            match image {
-                Ok(image) => inventory.images.push(image),
-                Err(error) => inventory.broken.push(BrokenRef {
-                    name: name.clone(),
-                    why: error.to_string(),
-                }),
-            }
-        }
-        inventory.broken.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(inventory)
     }
 
