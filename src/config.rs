@@ -86,6 +86,8 @@ pub struct Config {
     pub max_layer_bytes: u64,
     /// So many bytes of files may wait in memory for being written during a pull.
     pub import_memory_bytes: usize,
+    /// Where containers of people without root are, if not beside the store; see [`crate::rootless`].
+    pub rootless: Option<Utf8PathBuf>,
     /// True for root: the system's store, whose files keep their owners.
     pub is_system: bool,
     /// Whether we were asked to end.
@@ -204,6 +206,7 @@ impl Config {
             run_directory: places.run,
             state_directory: places.state,
             conf_directory: places.conf,
+            rootless: None,
             is_system,
             interrupt,
             templates: "/etc/atomic-rs/templates".into(),

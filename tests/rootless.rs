@@ -570,3 +570,119 @@ fn one_id_is_enough_for_root_alone() {
     );
     run("rm c");
 }
+
+#[test]
+fn proot_runs_what_it_confines_and_nothing_else() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let name = &rootless.name;
+    rootless.ok(&format!("create --name c {name}"));
+    // What was written in another mode is there, and comes back.
+    rootless.ok("run c sh -c 'echo mine > /etc/kept; rm /srv/web/secret; mkdir /tmp/new'");
+    let hash = |files: &str| {
+        host.sh(&format!(
+            "cd {files} && find . -mindepth 1 -not -type l -printf '%p %y %m\\n' | sort | sha256sum; \
+             find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+        ))
+        .out()
+    };
+    for mode in ["P2", "P1"] {
+        rootless.ok(&format!("setup c --mode {mode}"));
+        assert_eq!(
+            rootless.ok("run c sh -c 'cat /etc/kept; id -u; ls /srv/web; pwd'"),
+            "mine\n0\n/work\n",
+            "{mode}"
+        );
+    }
+    let id = rootless.ok("inspect c | jq -r .id");
+    let files = format!(
+        "/var/lib/containers/someone/.rootless/containers/{}/ROOT",
+        id.trim()
+    );
+    let before = hash(&files);
+    rootless.ok("setup c --mode N");
+    assert_eq!(
+        rootless.ok("run c sh -c 'cat /etc/kept; id -u'"),
+        "mine\n0\n"
+    );
+    rootless.ok("setup c --mode R1");
+    assert_eq!(rootless.ok("run c cat /etc/kept"), "mine\n");
+    rootless.ok("setup c --mode P2");
+    assert_eq!(rootless.ok("run c cat /etc/kept"), "mine\n");
+    assert_eq!(hash(&files), before);
+    // Exit codes, users, volumes, standard streams.
+    assert_eq!(rootless.code("run c sh -c 'exit 7'").0, 7);
+    assert_eq!(rootless.code("run c no-such-program").0, 127);
+    assert_eq!(rootless.code("run --workdir /nowhere c true").0, 125);
+    assert_eq!(
+        rootless.ok("run --user 12:34 c sh -c 'id -u; id -g'"),
+        "12\n34\n"
+    );
+    rootless
+        .user
+        .ok("mkdir -p $HOME/data && echo content > $HOME/data/file");
+    assert_eq!(
+        rootless.ok("run --volume $HOME/data:/data c cat /data/file"),
+        "content\n"
+    );
+    let read_only = rootless.code("run --volume $HOME/data:/data:ro c true");
+    assert!(
+        read_only.0 == 125 && read_only.1.contains("read-only"),
+        "{}",
+        read_only.1
+    );
+    assert_eq!(
+        rootless.ok("run c head -c 2000000 /dev/zero | wc -c"),
+        "2000000\n"
+    );
+    assert_eq!(
+        rootless
+            .user
+            .ok("echo through | atomic-rs rootless run c cat"),
+        "through\n"
+    );
+    // Nothing of the environment by which PRoot is told things, nothing of the host's files.
+    assert!(!rootless.ok("run c env").contains("PROOT"));
+    assert_ne!(rootless.code("run c ls /var/lib/containers").0, 0);
+    // What runs in the background is stopped, and so is what it left behind.
+    rootless.ok("run --detach c sh -c 'sleep 1000 & exec sleep 1001'");
+    rootless
+        .user
+        .ok("until atomic-rs rootless ps | grep -q running; do sleep 0.1; done");
+    assert_eq!(rootless.ok("exec c echo beside"), "beside\n");
+    rootless.ok("stop --time 1 c");
+    rootless
+        .user
+        .ok("until ! atomic-rs rootless ps | grep -q running; do sleep 0.1; done");
+    assert_eq!(host.sh("pgrep -f 'sleep 100[01]'").out(), "");
+    // One that does not trace what it runs is found out.
+    let fake = "/usr/local/bin/proot-that-is-none";
+    host.sh(&format!(
+        "printf '#!/bin/sh\\nwhile [ $# -gt 0 ]; do case $1 in -r) root=$2; shift 2;; -w|-b|-i) shift 2;; -*) shift;; \
+         *) break;; esac; done\\np=$1; shift; exec $root$p \"$@\"\\n' > {fake}; chmod 755 {fake}"
+    ));
+    let refused = rootless.user.command(&format!(
+        "PROOT_PATH={fake} atomic-rs rootless run c cat /etc/passwd"
+    ));
+    assert_eq!(refused.code(), 125);
+    assert!(
+        refused.err().contains("does not confine"),
+        "{}",
+        refused.err()
+    );
+    assert_eq!(refused.out(), "");
+    // One that lets a system call through is refused where programs use that.
+    let libc = Image::new().layer(Layer::new().busybox().file(
+        "lib/libc.so.6",
+        0o755,
+        b"\x7fELF\0statx\0",
+    ));
+    libc.push(&registry, "libc");
+    let leaky = rootless.code(&format!("run --mode P2 {} true", registry.name("libc")));
+    assert!(leaky.0 == 125 && leaky.1.contains("statx"), "{}", leaky.1);
+    rootless.ok(&format!(
+        "run --mode P2 --allow-leaky {} true",
+        registry.name("libc")
+    ));
+}

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::Call;
@@ -14,7 +13,8 @@ use crate::fail;
 use crate::image::{Digest, Reference, Transport};
 use crate::pull::{self, Pulled, Remote};
 use crate::store::Store;
-use crate::store::images::{EXPORT_SCRATCH, StoredImage};
+use crate::store::export::Scratch;
+use crate::store::images::StoredImage;
 use crate::transport::{self, Access};
 
 const TARGETS: &str = "\
@@ -96,10 +96,10 @@ impl Export {
                     self.target.clone()
                 };
                 let scratch = Scratch::new(&store)?;
-                let exported = store.export(&image, &scratch.0, "latest")?;
+                let exported = store.export(&image, scratch.path(), "latest")?;
                 transport::copy_layout(
                     call.config,
-                    &scratch.0,
+                    scratch.path(),
                     &target,
                     &Access::default(),
                     false,
@@ -174,10 +174,10 @@ impl Push {
             return tell(call, &image, &target.to_string(), digest, true, json);
         }
         let scratch = Scratch::new(&store)?;
-        let exported = store.export(&image, &scratch.0, "latest")?;
+        let exported = store.export(&image, scratch.path(), "latest")?;
         transport::copy_layout(
             call.config,
-            &scratch.0,
+            scratch.path(),
             &target.to_skopeo(),
             &access,
             exported.same_digest,
@@ -231,26 +231,6 @@ pub fn tell_pulled(call: &mut Call<'_>, pulled: &Pulled, json: bool) -> Result<(
         call.out.line(format!("{name} {}", pulled.digest))?;
     }
     Ok(())
-}
-
-/// A layout on the store's file system that goes when it is dropped.
-struct Scratch(Utf8PathBuf);
-
-impl Scratch {
-    fn new(store: &Store) -> Result<Self> {
-        let parent = store.path().parent().unwrap_or(Utf8Path::new("/"));
-        let path = parent.join(format!("{EXPORT_SCRATCH}{}", uuid::Uuid::new_v4().simple()));
-        crate::safefs::make_private_dir(path.as_std_path())?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = crate::safefs::remove_tree(self.0.as_std_path()) {
-            tracing::warn!(%error, "the scratch layout is left");
-        }
-    }
 }
 
 fn tell(

@@ -25,6 +25,7 @@ mod rootless;
 mod run;
 mod stages;
 mod trust;
+mod udocker;
 mod uninstall;
 mod update;
 mod verify;
@@ -166,10 +167,11 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(code) = complete::answer(&words) {
         return code;
     }
-    let is_original = words
-        .first()
-        .and_then(|word| Path::new(word).file_name())
-        .is_some_and(|name| name == "atomic");
+    let called = words.first().and_then(|word| Path::new(word).file_name());
+    if called.is_some_and(|name| name == udocker::NAME) {
+        return udocker::main(&words);
+    }
+    let is_original = called.is_some_and(|name| name == "atomic");
     let cli = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
             Ok(cli) => cli,

@@ -5,8 +5,10 @@
 //! - `container.json`: [`Record`]
 //! - `upper/`, `work/`: what was written, as the two directories of an overlay; files in them belong to
 //!   the container's users
-//! - `ROOT/`: where the overlay is mounted while the container runs, out of sight of the host; in modes that
-//!   mount nothing, the files themselves
+//! - `ROOT/`: where the overlay is mounted while the container runs, out of sight of the host; once the
+//!   container has run in a mode that mounts nothing, all its files (see [`super::files`]), in place of
+//!   `upper` and what it shared
+//! - `fake/`: what of these is changed for `fakechroot` (see [`super::fake`])
 //! - `run/PID`: a process that keeps the overlay mounted. Lines: its number and when it was started
 //!   (`/proc/PID/stat`, field 22), so that a number that is used again means nothing; the same of the
 //!   container's first process, once that sees nothing of the host any more
@@ -43,11 +45,47 @@ pub enum Mode {
     N,
     /// An OCI runtime, runc or crun, on the same overlay.
     R1,
+    /// `PRoot`, by seccomp where it can.
+    P1,
+    /// `PRoot`, by ptrace alone.
+    P2,
+    /// `fakechroot`, and the container's own loader for every program.
+    F1,
+    /// The same, with a loader that looks for nothing on the host.
+    F2,
+    /// `fakechroot`, and programs that name the container's loader.
+    F3,
+    /// The same, also for programs that were added since the last run.
+    F4,
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::N, Self::R1];
+    pub const ALL: [Self; 8] = [
+        Self::N,
+        Self::R1,
+        Self::P1,
+        Self::P2,
+        Self::F1,
+        Self::F2,
+        Self::F3,
+        Self::F4,
+    ];
+
+    /// Whether it needs no namespaces, and so cannot mount what the container shares with others.
+    pub fn mounts_nothing(self) -> bool {
+        !matches!(self, Self::N | Self::R1)
+    }
+
+    /// Whether system calls are translated by a process beside the container's.
+    pub fn is_traced(self) -> bool {
+        matches!(self, Self::P1 | Self::P2)
+    }
+
+    /// Whether names are translated by a library in the container's programs.
+    pub fn is_fake(self) -> bool {
+        matches!(self, Self::F1 | Self::F2 | Self::F3 | Self::F4)
+    }
 }
 
 impl fmt::Display for Mode {
@@ -55,6 +93,12 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::N => "N",
             Self::R1 => "R1",
+            Self::P1 => "P1",
+            Self::P2 => "P2",
+            Self::F1 => "F1",
+            Self::F2 => "F2",
+            Self::F3 => "F3",
+            Self::F4 => "F4",
         })
     }
 }
@@ -153,6 +197,15 @@ impl Container {
         Ok(alive)
     }
 
+    /// # Errors
+    /// [`Kind::Refused`] if nothing runs in it.
+    pub fn require_running(&self) -> Result<()> {
+        if self.holders()?.is_empty() {
+            fail!(Kind::Refused, "container {} is not running", self.record.id);
+        }
+        Ok(())
+    }
+
     /// A process that keeps its overlay mounted, and the first one of the container there, if any is past its
     /// beginning.
     pub fn first_process(&self) -> Result<Option<(u32, u32)>> {
@@ -232,12 +285,8 @@ impl Container {
     pub fn stop(&self, grace: Duration) -> Result<bool> {
         let signal = |signal| -> Result<bool> {
             let holders = self.holders()?;
-            for pid in holders
-                .iter()
-                .filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
-            {
-                // It may be gone by now.
-                let _ = kill_process(pid, signal);
+            for holder in &holders {
+                signal_run(*holder, self.record.mode, signal);
             }
             Ok(!holders.is_empty())
         };
@@ -255,6 +304,13 @@ impl Container {
             std::thread::sleep(POLL);
         }
         Ok(true)
+    }
+
+    /// The files of its own, if it has any.
+    pub fn files(&self) -> Option<Utf8PathBuf> {
+        let path = self.root();
+        let mut entries = path.read_dir_utf8().ok()?;
+        entries.next().is_some().then_some(path)
     }
 
     /// Where the output of a run in the background goes.
@@ -275,6 +331,30 @@ impl Container {
     pub fn root(&self) -> Utf8PathBuf {
         self.path.join("ROOT")
     }
+}
+
+/// Send a signal to what a process runs that keeps a container.
+fn signal_run(holder: u32, mode: Mode, signal: Signal) {
+    let mut targets = vec![holder];
+    if mode.is_traced() {
+        // PRoot is deaf to signals; killed, it would let go of the programs, which would see the host then.
+        targets = children_of(holder);
+    }
+    for pid in targets {
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            // It may be gone by now.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// The children of a process. Source: proc(5), `/proc/PID/task/TID/children`.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let text = text.unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect()
 }
 
 /// A process, told from a later one of the same number by when it was started.

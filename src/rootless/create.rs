@@ -141,12 +141,17 @@ fn place(
     }
     if let Some(from) = from {
         copy(&from.path.join("upper"), &staged.join("upper"))?;
+        if let Some(files) = from.files() {
+            let to = staged.join("ROOT");
+            std::fs::remove_dir(&to).context(|| format!("cannot replace {to}"))?;
+            copy(&files, &to)?;
+            let fake = from.path.join("fake");
+            if fake.is_dir() {
+                copy(&fake, &staged.join("fake"))?;
+            }
+        }
     } else {
-        let path = staged.join("upper");
-        // It is what the container's users see as their root directory.
-        std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).context(|| format!("cannot open {path}"))?;
+        make_upper(&staged.join("upper"))?;
     }
     let container = Container {
         path: staged.clone(),
@@ -164,6 +169,14 @@ fn place(
         home.add_name(&id, name)?;
     }
     Container::open(home, &id)
+}
+
+/// Make the place for what will be written.
+pub(super) fn make_upper(path: &Utf8Path) -> Result<()> {
+    std::fs::create_dir(path).context(|| format!("cannot create {path}"))?;
+    // It is what the container's users see as their root directory.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(path, mode).context(|| format!("cannot open {path}"))
 }
 
 /// Copy what belongs to the container's users, as they.

@@ -4,8 +4,10 @@
 //! `H/containers/ID/` is a container (see [`super::container`]), `H/containers/NAME` a symbolic link to ID,
 //! `H/trees/` has what they share (see [`super::tree`]), and `H/lock` is held exclusively while any of
 //! these comes, goes, or is called otherwise. Names that start with a dot are being made or removed.
-//! H is `.rootless` among the checkouts of the store.
+//! `H/engines.json`: see [`super::engine`]; `H/protected-images.json`: a list of images' names.
+//! H is `.rootless` among the checkouts of the store, or a directory that was named.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -75,8 +77,9 @@ pub struct Home {
 impl Home {
     /// Where this configuration has them.
     pub fn of(config: &Config) -> Self {
+        let usual = || config.checkouts.join(".rootless");
         Self {
-            path: config.checkouts.join(".rootless"),
+            path: config.rootless.clone().unwrap_or_else(usual),
         }
     }
 
@@ -88,6 +91,37 @@ impl Home {
     /// The directory of what they share.
     pub fn trees(&self) -> Utf8PathBuf {
         self.path.join("trees")
+    }
+
+    /// What is known of engines.
+    pub fn engines(&self) -> Utf8PathBuf {
+        self.path.join("engines.json")
+    }
+
+    /// The names of images that are not to be deleted.
+    pub fn protected_images(&self) -> Result<BTreeSet<String>> {
+        let path = self.path.join("protected-images.json");
+        match std::fs::read(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).kind(Kind::Invalid, || format!("{path} is damaged"))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) => Err(error).context(|| format!("cannot read {path}")),
+        }
+    }
+
+    /// Have an image be one of those, or not.
+    pub fn protect_image(&self, name: &str, is_protected: bool) -> Result<()> {
+        let _turn = self.turn()?;
+        let mut all = self.protected_images()?;
+        if is_protected {
+            all.insert(name.to_owned());
+        } else {
+            all.remove(name);
+        }
+        let path = self.path.join("protected-images.json");
+        let text = serde_json::to_vec_pretty(&all).context(|| format!("cannot write {path}"))?;
+        safefs::replace_file(path.as_std_path(), &text, 0o600)
     }
 
     /// Where the container of this id is.

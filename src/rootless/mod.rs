@@ -4,6 +4,9 @@
 //! - [`tree`]: the files of an image, made once and shared by all containers of it
 //! - [`container`]: one container: its record, what was written to it
 //! - [`create`]: create, clone, remove
+//! - [`fake`]: what `fakechroot` needs changed in them, and back
+//! - [`files`]: files of a container's own, for modes that mount nothing
+//! - [`import`]: an image of a plain tar archive
 //! - [`process`]: what to run: words, environment, user, volumes
 //! - [`engine`]: how it is run
 //! - [`run`]: all of it together
@@ -12,7 +15,10 @@ pub mod container;
 mod cpus;
 pub mod create;
 pub mod engine;
+pub mod fake;
+pub mod files;
 pub mod home;
+pub mod import;
 pub mod process;
 pub mod run;
 pub mod tree;
@@ -21,4 +27,4 @@ pub use container::{Container, Mode, Record};
 pub use cpus::Cpus;
 pub use home::{Home, Name};
 pub use process::Wishes;
-pub use run::{DETACHED, exec, export, run};
+pub use run::{DETACHED, exec, export, prepare_files, run};

@@ -36,6 +36,8 @@ pub struct Wishes {
     pub devices: Vec<Utf8PathBuf>,
     /// The host's name inside.
     pub hostname: Option<String>,
+    /// Put up with an engine that does not hide all of the host.
+    pub allow_leaky: bool,
 }
 
 /// What is run, but for whom the container's own files have to say.

@@ -3,9 +3,9 @@
 use std::process::Stdio;
 
 use super::container::{Container, Mode};
-use super::engine;
 use super::home::Home;
 use super::process::{Process, Wishes};
+use super::{create, engine, fake, files};
 use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::fail;
@@ -19,8 +19,33 @@ pub const DETACHED: &str = "ATOMIC_RS_DETACHED";
 /// # Errors
 /// [`Kind::Child`] with the exit code that says what could not be set up.
 pub fn run(config: &Config, container: &Container, wishes: Wishes) -> Result<u8> {
+    let allow_leaky = wishes.allow_leaky;
     let (process, runtime) = prepare(config, container, wishes)?;
-    engine::run(&Home::of(config), container, process, runtime.as_ref())
+    let home = Home::of(config);
+    prepare_files(config, container)?;
+    match container.record.mode {
+        Mode::N | Mode::R1 => {}
+        mode if mode.is_traced() => {
+            return engine::proot::run(&home, container, &process, allow_leaky);
+        }
+        _ => return engine::fakechroot::run(container, &process),
+    }
+    engine::run(&home, container, process, runtime.as_ref())
+}
+
+/// Have a container's files be what its mode needs: while something runs in it, they are.
+pub fn prepare_files(config: &Config, container: &Container) -> Result<()> {
+    if !container.holders()?.is_empty() {
+        return Ok(());
+    }
+    if container.record.mode.mounts_nothing() {
+        files::make(config, container)?;
+    }
+    if container.record.mode.is_fake() || fake::is_changed(container) {
+        let _still = create::stopped(container)?;
+        fake::ensure(container)?;
+    }
+    Ok(())
 }
 
 /// Run one more command in a container that runs, and return its exit code.
@@ -28,7 +53,15 @@ pub fn run(config: &Config, container: &Container, wishes: Wishes) -> Result<u8>
 /// # Errors
 /// Those of [`run`]; [`Kind::Refused`] if it does not run.
 pub fn exec(config: &Config, container: &Container, wishes: Wishes) -> Result<u8> {
+    let allow_leaky = wishes.allow_leaky;
     let (process, runtime) = prepare(config, container, wishes)?;
+    if container.record.mode.mounts_nothing() {
+        container.require_running()?;
+        if container.record.mode.is_fake() {
+            return engine::fakechroot::run(container, &process);
+        }
+        return engine::proot::run(&Home::of(config), container, &process, allow_leaky);
+    }
     engine::exec(container, process, runtime.as_ref())
 }
 
@@ -37,6 +70,10 @@ pub fn exec(config: &Config, container: &Container, wishes: Wishes) -> Result<u8
 /// # Errors
 /// [`Kind::Child`] with the exit code of tar.
 pub fn export(config: &Config, container: &Container, to: Stdio) -> Result<()> {
+    if fake::is_changed(container) {
+        let _still = create::stopped(container)?;
+        fake::undo(container)?;
+    }
     let words = [
         "tar",
         "--create",
@@ -75,8 +112,8 @@ fn prepare(
     let image = container.image_config()?;
     let process = Process::new(&image.config, wishes, &container.record.id, &host)?;
     let runtime = match container.record.mode {
-        Mode::N => None,
         Mode::R1 => Some(Runtime::find(config.runtime.as_deref())?),
+        _ => None,
     };
     Ok((process, runtime))
 }

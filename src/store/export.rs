@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write as _};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use gio::prelude::*;
 use ostree::Repo;
 use serde_json::{Value, json};
 
-use super::images::StoredImage;
+use super::images::{EXPORT_SCRATCH, StoredImage};
 use super::objects::{self, Checksum, NO_CANCEL, checksum};
 use super::{ImageTree, Store, side};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -81,6 +81,33 @@ impl<R: Read> Read for Keeper<R> {
             }
         }
         Ok(n)
+    }
+}
+
+/// A layout on the store's file system that goes when it is dropped.
+#[derive(Debug)]
+pub struct Scratch(Utf8PathBuf);
+
+impl Scratch {
+    /// Make an empty directory for one.
+    pub fn new(store: &Store) -> Result<Self> {
+        let parent = store.path().parent().unwrap_or(Utf8Path::new("/"));
+        let path = parent.join(format!("{EXPORT_SCRATCH}{}", uuid::Uuid::new_v4().simple()));
+        crate::safefs::make_private_dir(path.as_std_path())?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Utf8Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = crate::safefs::remove_tree(self.0.as_std_path()) {
+            tracing::warn!(%error, "the scratch layout is left");
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 mod ahead;
 mod checkout;
 pub mod diff;
+mod docker_archive;
 pub mod export;
 pub mod gunzip;
 pub mod images;

@@ -30,7 +30,7 @@ use wire::Wire;
 
 pub use copy::{copy_layout, copy_pinned, sign};
 pub use policy::enforce as enforce_policy;
-pub use skopeo::archive_names;
+pub use skopeo::{archive_names, list_tags, login, logout, raw_manifest};
 use skopeo::{daemon_host, global_options, name_one_of, proxy_command, run_skopeo};
 
 /// How to reach the source of an image.

@@ -2,8 +2,8 @@
 
 use super::Access;
 use crate::command::Child;
-use crate::config::Program;
-use crate::error::{Error, Kind};
+use crate::config::{Config, Program};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::{Name, Platform, Reference, Transport};
 
 /// A child that runs skopeo.
@@ -67,6 +67,70 @@ pub fn archive_names(skopeo: &Program, archive: &Reference) -> Vec<Name> {
         .flatten()
         .filter_map(|tag| tag.parse().ok())
         .collect()
+}
+
+/// What a registry has under a name: a manifest, or an index of several.
+pub fn raw_manifest(config: &Config, reference: &Reference, access: &Access) -> Result<Vec<u8>> {
+    let options = access
+        .platform
+        .as_ref()
+        .map(|_| global_options(access.platform.as_ref()));
+    let mut child = run_skopeo(&config.skopeo).args(options.unwrap_or_default());
+    child = child.args(["inspect", "--raw"]);
+    if let Some(verify) = verifies(reference, access) {
+        child = child.arg(format!("--tls-verify={verify}"));
+    }
+    let child = child.arg(reference.to_skopeo());
+    child
+        .run()
+        .kind(Kind::Transport, || format!("cannot ask for {reference}"))
+}
+
+fn verifies(reference: &Reference, access: &Access) -> Option<bool> {
+    match reference.transport {
+        Transport::Registry { insecure: true } => Some(false),
+        _ => access.tls_verify,
+    }
+}
+
+/// The tags of a repository, which is named without one.
+pub fn list_tags(config: &Config, name: &str, insecure: bool) -> Result<Vec<String>> {
+    let mut child = run_skopeo(&config.skopeo).arg("list-tags");
+    if insecure {
+        child = child.arg("--tls-verify=false");
+    }
+    let said = child.arg(format!("docker://{name}")).run();
+    let said = said.kind(Kind::Transport, || {
+        format!("cannot list the tags of {name}")
+    })?;
+    let mut value: serde_json::Value = serde_json::from_slice(&said)
+        .kind(Kind::Transport, || "skopeo's answer is not JSON".into())?;
+    serde_json::from_value(value["Tags"].take())
+        .kind(Kind::Transport, || "skopeo's answer has no tags".into())
+}
+
+/// Keep credentials in the file that skopeo and podman read too, if the registry takes them.
+pub fn login(
+    config: &Config,
+    registry: &str,
+    user: &str,
+    password: &str,
+    insecure: bool,
+) -> Result<()> {
+    let mut child = run_skopeo(&config.skopeo).args(["login", "--username", user]);
+    if insecure {
+        child = child.arg("--tls-verify=false");
+    }
+    let child = child.args(["--password-stdin", registry]);
+    let said = child.input(password.as_bytes()).run();
+    said.map(|_| ())
+        .kind(Kind::Transport, || format!("cannot log in to {registry}"))
+}
+
+/// Forget the credentials of a registry, or all.
+pub fn logout(config: &Config, registry: Option<&str>) -> Result<()> {
+    let child = run_skopeo(&config.skopeo).arg("logout");
+    child.arg(registry.unwrap_or("--all")).run().map(|_| ())
 }
 
 /// Say which images an archive holds, where that is why it could not be opened.

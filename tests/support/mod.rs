@@ -1,6 +1,7 @@
 //! What the tests stand on: a real registry, real images, a real systemd host. Nothing is mocked.
 #![allow(dead_code, missing_docs, unreachable_pub, unused_imports)] // each test uses a part
 
+pub mod debian;
 pub mod host;
 pub mod images;
 pub mod registry;

@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use super::super::Call;
 use super::super::args::SourceArgs;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::rootless::{Home, Mode, Name, create};
+use crate::rootless::{Home, Mode, Name, create, files};
 use crate::store::Store;
 use crate::{fail, rootless, safefs};
 
@@ -51,9 +51,13 @@ pub struct Export {
 pub struct Setup {
     /// A container, by id or name
     container: String,
-    /// How it is to run: N by namespaces of this program, R1 by runc or crun
+    /// How it is to run: N by namespaces of this program, R1 by runc or crun, P1 and P2 by PRoot, F1 to F4 by
+    /// fakechroot
     #[arg(long, value_name = "MODE")]
     mode: Option<Mode>,
+    /// Have all files of its own belong to you again, readable and writable
+    #[arg(long)]
+    fixperm: bool,
 }
 
 /// Make a container with all that was written to another one; its id is printed
@@ -197,13 +201,22 @@ impl Setup {
         let home = Home::of(call.config);
         let _turn = home.turn()?;
         let mut container = home.require(&self.container)?;
+        if self.mode.is_none() && !self.fixperm {
+            call.out.line(format!("mode: {}", container.record.mode))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        container.check_unprotected()?;
+        let still = create::stopped(&container)?;
+        if self.fixperm
+            && let Some(path) = container.files()
+        {
+            files::fix(&path)?;
+        }
         if let Some(mode) = self.mode {
-            let _still = create::stopped(&container)?;
-            container.check_unprotected()?;
             container.record.mode = mode;
             container.save()?;
-        } else {
-            call.out.line(format!("mode: {}", container.record.mode))?;
+            drop(still);
+            rootless::prepare_files(call.config, &container)?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -59,6 +59,9 @@ pub struct Run {
     /// How a new container runs
     #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
     mode: Mode,
+    /// In modes P1 and P2: run programs that are told of some of the host's files in place of their own
+    #[arg(long)]
+    allow_leaky: bool,
     #[command(flatten)]
     source: SourceArgs,
 }
@@ -216,6 +219,7 @@ impl Run {
             volumes: self.volumes()?,
             devices: self.device.clone(),
             hostname: self.hostname.clone(),
+            allow_leaky: self.allow_leaky,
             ..self.whom.wishes(&self.process.env, command)?
         })
     }

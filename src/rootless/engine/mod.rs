@@ -11,12 +11,18 @@
 //!   world, but for the numbers of processes, so that nothing outlives it.
 //!
 //! They talk on one socket: see [`wire`].
+//!
+//! [`proot`] and [`fakechroot`] need none of this: no namespaces, no mounts, but files of the container's own. [`probe`] finds
+//! out whether what it runs sees anything of the host's.
 
 pub mod enter;
+pub mod fakechroot;
 pub mod init;
 mod join;
 pub mod outer;
 pub mod parent;
+mod probe;
+pub mod proot;
 mod root;
 mod runtime;
 mod signals;
@@ -49,12 +55,21 @@ pub const NO_SUCH_PROGRAM: u8 = 127;
 pub struct OuterTask {
     /// The container's directory.
     pub container: Utf8PathBuf,
-    /// Its lower layers, topmost first, relative to that directory; nothing if the root is mounted already.
-    pub lower: Option<Vec<String>>,
+    /// What its root is made of; nothing if that is mounted already.
+    pub base: Option<Base>,
     /// What runs on it.
     pub inside: Inside,
     /// ^C on the terminal reaches everybody by itself.
     pub at_terminal: bool,
+}
+
+/// What a container's root is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Base {
+    /// What was written to it, over these: lower layers, topmost first, relative to its directory.
+    Overlay(Vec<String>),
+    /// Files of its own.
+    Files,
 }
 
 /// What runs on a container's root.

@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use camino::Utf8Path;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::signals::Forward;
 use super::wire::{self, Report};
-use super::{INIT_VERB, Inside, OuterTask, SETUP_FAILED, join};
+use super::{Base, INIT_VERB, Inside, OuterTask, SETUP_FAILED, join};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::safefs::{self, Leave};
@@ -53,8 +53,8 @@ fn start(
     } else {
         join::enter(namespaces, stream)?;
     }
-    if let Some(lower) = &task.lower {
-        mount_root(task, lower)?;
+    if let Some(base) = &task.base {
+        mount_root(task, base)?;
     }
     wire::report(stream, &Report::Mounted);
     // A process that has left its number space can start no thread.
@@ -95,9 +95,9 @@ fn of_host(container: &Utf8Path, words: &[String]) -> Result<Pid> {
     Ok(Pid::from_child(&child))
 }
 
-/// Mount the overlay where only this namespace sees it.
-fn mount_root(task: &OuterTask, lower: &[String]) -> Result<()> {
-    let failed = || "cannot mount the container's root as an overlay".into();
+/// Mount the root where only this namespace sees it.
+fn mount_root(task: &OuterTask, base: &Base) -> Result<()> {
+    let failed = || "cannot mount the container's root".into();
     // What the host mounts later on is seen by later runs; nothing of ours is seen by the host.
     mount_change(
         "/",
@@ -106,6 +106,9 @@ fn mount_root(task: &OuterTask, lower: &[String]) -> Result<()> {
     .context(failed)?;
     // Relative names have nothing that mount options would misread.
     std::env::set_current_dir(&task.container).context(failed)?;
+    let Base::Overlay(lower) = base else {
+        return mount_bind("ROOT", "ROOT").context(failed);
+    };
     let options = format!(
         "lowerdir={},upperdir=upper,workdir=work,userxattr",
         lower.join(":")

@@ -11,11 +11,11 @@ use rustix::process::Pid;
 use super::join::{self, Namespaces};
 use super::signals::Forward;
 use super::wire::{self, Report};
-use super::{ENTER_VERB, InitTask, Inside, OUTER_VERB, OuterTask, RuntimeTask};
+use super::{Base, ENTER_VERB, InitTask, Inside, OUTER_VERB, OuterTask, RuntimeTask};
 use crate::command::Child;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::rootless::container::Container;
+use crate::rootless::container::{Container, children_of};
 use crate::rootless::home::Home;
 use crate::rootless::process::Process;
 use crate::rootless::tree::Tree;
@@ -67,7 +67,10 @@ fn run_inside(
     let at_terminal = is_at_terminal();
     // Before anything runs, so that no signal gets lost or ends us alone.
     let forward = Forward::start(at_terminal)?;
-    let lower = lower(home, container, &mapping)?;
+    let base = match container.files() {
+        Some(_) => Base::Files,
+        None => Base::Overlay(lower(home, container, &mapping)?),
+    };
     let turn = container.turn()?;
     container.sweep_traces()?;
     let Stage {
@@ -79,7 +82,7 @@ fn run_inside(
     let pid = running.id();
     let outer = OuterTask {
         container: container.path.clone(),
-        lower: is_first.then_some(lower),
+        base: is_first.then_some(base),
         inside,
         at_terminal,
     };
@@ -117,7 +120,8 @@ fn run_inside(
         wire::next(&mut stream)?;
         // Only now is the first process in its own world; a program of the host's never is.
         match init {
-            Some(_) => container.add_holder(pid, child_of(pid)),
+            // The one child of whoever holds the root.
+            Some(_) => container.add_holder(pid, children_of(pid).first().copied()),
             None => Ok(()),
         }
     });
@@ -184,9 +188,10 @@ fn start(
 /// [`Kind::Refused`] if it does not run.
 pub fn exec(container: &Container, process: Process, runtime: Option<&Runtime>) -> Result<u8> {
     let Some((holder, first)) = container.first_process()? else {
+        container.require_running()?;
         fail!(
             Kind::Refused,
-            "container {} is not running",
+            "container {} is only beginning, or ending",
             container.record.id
         );
     };
@@ -257,13 +262,6 @@ fn exec_by_runtime(
     end(&mut running, false)
 }
 
-/// The first process of a container: the one child of whoever holds its root.
-fn child_of(holder: u32) -> Option<u32> {
-    let path = format!("/proc/{holder}/task/{holder}/children");
-    let text = std::fs::read_to_string(path).ok()?;
-    text.split_whitespace().next()?.parse().ok()
-}
-
 /// The lower layers of a container, relative to its directory.
 ///
 /// # Errors
@@ -298,7 +296,7 @@ fn end(stage: &mut Running, is_over: bool) -> Result<u8> {
 }
 
 /// Whether ^C is typed where all stages hear it: this process is in the foreground of its terminal.
-fn is_at_terminal() -> bool {
+pub(super) fn is_at_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok_and(|terminal| {
         rustix::termios::tcgetpgrp(&terminal).is_ok_and(|group| group == rustix::process::getpgrp())
     })

@@ -1,0 +1,578 @@
+//! Commands on images.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+
+use super::grammar::{Opt, Takes, Words};
+use super::{Call, Code, containers, failed};
+use crate::command::Child;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
+use crate::image::{Digest, Manifest, Name, Platform, Reference, Transport};
+use crate::pull::{self, Progress, Remote};
+use crate::rootless::{create, import};
+use crate::store::Store;
+use crate::store::images::StoredImage;
+use crate::transport::{self, Access};
+
+pub const PULL: [Opt; 4] = [
+    (&["--platform"], Takes::Value),
+    (&["--registry"], Takes::Value),
+    (&["--index"], Takes::Value),
+    (&["--httpproxy"], Takes::Value),
+];
+pub const IMAGES: [Opt; 4] = [
+    (&["-l"], Takes::Nothing),
+    (&["-p"], Takes::Nothing),
+    (&["--no-trunc"], Takes::Nothing),
+    (&["--all"], Takes::Nothing),
+];
+pub const REMOVE: [Opt; 1] = [(&["-f", "--force"], Takes::Nothing)];
+pub const LOAD: [Opt; 1] = [(&["--input", "-i"], Takes::Value)];
+pub const SAVE: [Opt; 1] = [(&["--output", "-o"], Takes::Value)];
+pub const INSPECT: [Opt; 1] = [(&["-p"], Takes::Nothing)];
+pub const IMPORT: [Opt; 5] = [
+    (&["--mv"], Takes::Nothing),
+    (&["--tocontainer"], Takes::Nothing),
+    (&["--clone"], Takes::Nothing),
+    (&["--name"], Takes::Value),
+    (&["--platform"], Takes::Value),
+];
+
+/// The name that an image's name stands for in the store.
+pub fn parse(spec: &str) -> Result<Name> {
+    let reference: Reference = format!("docker://{spec}").parse()?;
+    reference.fallback_name()
+}
+
+/// The stored image of a name.
+pub fn find(store: &Store, spec: &str) -> Result<Option<StoredImage>> {
+    match parse(spec) {
+        Ok(name) => store.image(&name.to_string()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The stored image of a name, for the platform that is asked for.
+pub fn stored(store: &Store, spec: &str, words: &Words) -> Result<Option<StoredImage>> {
+    let found = find(store, spec)?;
+    let Some(wanted) = platform(words)? else {
+        return Ok(found);
+    };
+    let Some(image) = found else {
+        return Ok(None);
+    };
+    let is = store.image_config(&image)?.platform();
+    Ok(is.is_some_and(|is| is.matches(&wanted)).then_some(image))
+}
+
+fn platform(words: &Words) -> Result<Option<Platform>> {
+    words.value("--platform").map(str::parse).transpose()
+}
+
+/// How people know an image: without the registry and the directory that are the usual ones.
+pub fn familiar(name: &str) -> String {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    name.strip_prefix("library/").unwrap_or(name).to_owned()
+}
+
+/// Says what is fetched.
+struct Said<'c>(&'c Call);
+
+impl Progress for Said<'_> {
+    fn begin(&mut self, _: usize, _: usize, _: u64) {}
+    fn layer(&mut self, digest: Digest, _: u64) {
+        // Nobody who reads it is no reason to stop.
+        let _ = self.0.info(format!("Info: downloading layer {digest}"));
+    }
+    fn advance(&mut self, _: u64) {}
+    fn end(&mut self) {}
+}
+
+/// Where an image is read from, and whether that is by way of another registry than its name says.
+fn source(call: &Call, spec: &str, words: &Words) -> Result<(Reference, bool)> {
+    let mut reference: Reference = format!("docker://{spec}").parse()?;
+    let env = std::env::var("UDOCKER_REGISTRY").ok();
+    let registry = words.value("--registry").map(str::to_owned).or(env);
+    let registry =
+        registry.filter(|registry| !registry.is_empty() && !registry.contains("docker.io"));
+    let is_elsewhere = reference.is_unqualified() && registry.is_some();
+    let mut insecure = call.insecure;
+    if let (true, Some(registry)) = (is_elsewhere, registry) {
+        insecure |= registry.starts_with("http://");
+        let host = registry
+            .split_once("://")
+            .map_or(registry.as_str(), |(_, host)| host);
+        let host = host.split('/').next().unwrap_or(host);
+        reference = format!("docker://{host}/{spec}").parse()?;
+    }
+    if insecure {
+        reference.transport = Transport::Registry { insecure: true };
+    }
+    Ok((reference, is_elsewhere))
+}
+
+fn access(call: &Call, words: &Words) -> Result<Access> {
+    Ok(Access {
+        tls_verify: call.insecure.then_some(false),
+        platform: platform(words)?,
+        ..Access::default()
+    })
+}
+
+/// Fetch an image.
+pub fn fetch(call: &Call, store: &Store, spec: &str, words: &Words) -> Result<StoredImage> {
+    let (reference, is_elsewhere) = source(call, spec, words)?;
+    let mut config = call.config.clone();
+    if let Some(proxy) = words.value("--httpproxy") {
+        for name in ["HTTP_PROXY", "HTTPS_PROXY"] {
+            config.skopeo.env.push((name.into(), proxy.into()));
+        }
+    }
+    let remote = Remote::open(&config, &reference, &access(call, words)?)?;
+    let name = parse(spec)?;
+    let mut said = Said(call);
+    if is_elsewhere {
+        remote.fetch_as(&config, store, &name, reference.to_string(), &mut said)?;
+    } else {
+        remote.fetch(&config, store, &mut said)?;
+    }
+    store.find_one(&name.to_string())
+}
+
+pub fn pull(call: &mut Call, words: &Words) -> Code {
+    let Some(spec) = words.one().filter(|spec| parse(spec).is_ok()) else {
+        return failed("must specify image:tag or repository/image:tag");
+    };
+    let store = Store::open(&call.config)?;
+    match fetch(call, &store, spec, words) {
+        Ok(_) => Ok(0),
+        Err(error) if matches!(error.kind(), Kind::Transport | Kind::NotFound) => {
+            eprintln!("Error: manifest not found or not authorized");
+            failed(&format!("no files downloaded: {error}"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub fn list(call: &mut Call, words: &Words) -> Code {
+    call.info("REPOSITORY")?;
+    let Some(store) = Store::open_existing(&call.config)? else {
+        return Ok(0);
+    };
+    let protected = call.home().protected_images()?;
+    for image in store.inventory()?.images {
+        let sign = if protected.contains(&image.name) {
+            'P'
+        } else {
+            '.'
+        };
+        let name = familiar(&image.name);
+        if words.has("-p") {
+            let platform = store
+                .image_config(&image)?
+                .platform()
+                .unwrap_or_else(Platform::host);
+            call.result(format!("{:<18.18} {sign} {name}", platform.to_string()))?;
+        } else {
+            call.result(format!("{name}    {sign}"))?;
+        }
+        if words.has("-l") {
+            call.result(format!(" {}", image.id()))?;
+            if let Some(Manifest::Image { layers, .. }) = &image.manifest {
+                for layer in layers {
+                    call.result(format!(
+                        "    /{} ({} MB)",
+                        layer.digest,
+                        layer.size / 1_000_000
+                    ))?;
+                }
+            }
+        }
+    }
+    Ok(0)
+}
+
+pub fn remove(call: &mut Call, words: &Words) -> Code {
+    let Some(spec) = words.one() else {
+        return failed("must specify image:tag or repository/image:tag");
+    };
+    let store = Store::open(&call.config)?;
+    let Some(image) = find(&store, spec)? else {
+        return failed("deleting image");
+    };
+    if call.home().protected_images()?.contains(&image.name) {
+        return failed("image repository is protected");
+    }
+    call.info(format!("Info: deleting image: {}", familiar(&image.name)))?;
+    store.delete_image(&image)?;
+    drop(store);
+    Store::open_exclusive(&call.config)?.prune(|_| ())?;
+    Ok(0)
+}
+
+pub fn tag(call: &mut Call, words: &Words) -> Code {
+    let [from, to] = words.rest.as_slice() else {
+        return failed("must specify image:tag or repository/image:tag");
+    };
+    let Ok(name) = parse(to) else {
+        return failed("target name is invalid");
+    };
+    let store = Store::open(&call.config)?;
+    if store.image(&name.to_string())?.is_some() {
+        return failed("target already exists");
+    }
+    let Some(image) = find(&store, from)? else {
+        return failed("source does not exist");
+    };
+    if call.home().protected_images()?.contains(&image.name) {
+        return failed("source repository is protected");
+    }
+    store.tag(&image, &name)?;
+    Ok(0)
+}
+
+pub fn protect(call: &Call, spec: &str, protected: bool) -> Code {
+    let store = Store::open(&call.config)?;
+    let Some(image) = find(&store, spec)? else {
+        return failed(if protected {
+            "protect image failed"
+        } else {
+            "unprotect image failed"
+        });
+    };
+    call.home().protect_image(&image.name, protected)?;
+    Ok(0)
+}
+
+pub fn verify(call: &mut Call, words: &Words) -> Code {
+    let spec = words.one().unwrap_or_default();
+    let store = Store::open(&call.config)?;
+    let Some(image) = find(&store, spec)? else {
+        return failed("selecting image and tag");
+    };
+    call.info(format!("Info: verifying: {}", familiar(&image.name)))?;
+    call.info("Info: loading structure")?;
+    call.info("Info: verifying layers")?;
+    let findings = store.verify_image(&image)?;
+    let damage = findings.lines();
+    if !damage.is_empty() {
+        for line in &damage {
+            eprintln!("Error: {line}");
+        }
+        return failed("image verification failure");
+    }
+    for layer in image.manifest.iter().flat_map(Manifest::layer_digests) {
+        call.info(format!("Info: layer ok: {layer}"))?;
+    }
+    call.info("Info: image Ok")?;
+    Ok(0)
+}
+
+pub fn manifest(call: &mut Call, words: &Words) -> Code {
+    let [verb, spec] = words.rest.as_slice() else {
+        return failed("must specify image:tag or repository/image:tag");
+    };
+    if verb != "inspect" {
+        return super::syntax(std::slice::from_ref(verb));
+    }
+    let (reference, _) = source(call, spec, words)?;
+    let text = transport::raw_manifest(&call.config, &reference, &access(call, words)?)?;
+    let value: Value = serde_json::from_slice(&text).kind(Kind::Invalid, || {
+        "the registry's answer is no manifest".into()
+    })?;
+    call.result(pretty(value)?)?;
+    Ok(0)
+}
+
+/// With keys in order, indented by four.
+fn pretty(value: Value) -> Result<String> {
+    use serde::Serialize as _;
+    let mut out = Vec::new();
+    let form = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut writer = serde_json::Serializer::with_formatter(&mut out, form);
+    sorted(value)
+        .serialize(&mut writer)
+        .context(|| "cannot write JSON".into())?;
+    String::from_utf8(out).context(|| "cannot write JSON".into())
+}
+
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let map: BTreeMap<String, Value> = map.into_iter().collect();
+            Value::Object(
+                map.into_iter()
+                    .map(|(key, value)| (key, sorted(value)))
+                    .collect(),
+            )
+        }
+        Value::Array(list) => list.into_iter().map(sorted).collect(),
+        other => other,
+    }
+}
+
+pub fn inspect(call: &mut Call, words: &Words) -> Code {
+    let Some(text) = words.one() else {
+        return failed("must specify image:tag or repository/image:tag");
+    };
+    if let Some(container) = call.container(text)? {
+        if words.has("-p") {
+            call.result(container.root().as_str())?;
+        } else {
+            call.result(pretty(container.record.config)?)?;
+        }
+        return Ok(0);
+    }
+    let store = Store::open(&call.config)?;
+    let Some(image) = find(&store, text)? else {
+        return failed(&format!("image not found {text}"));
+    };
+    let digest = image.manifest.as_ref().and_then(Manifest::config_digest);
+    let config = digest
+        .map(|digest| store.image_config_text(digest))
+        .transpose()?
+        .flatten();
+    let value = serde_json::from_slice(&config.unwrap_or_default()).unwrap_or_default();
+    call.result(pretty(value)?)?;
+    Ok(0)
+}
+
+/// A file of what comes on stdin, for those who want to go over it more than once.
+struct Spool {
+    path: Utf8PathBuf,
+    _file: Option<tempfile::NamedTempFile>,
+}
+
+impl Spool {
+    fn of(call: &Call, path: Option<&str>) -> Result<Self> {
+        if let Some(path) = path.filter(|path| *path != "-") {
+            return Ok(Self {
+                path: camino::absolute_utf8(path).context(|| path.to_owned())?,
+                _file: None,
+            });
+        }
+        let failed = || "cannot keep what comes on stdin".into();
+        std::fs::create_dir_all(&call.config.checkouts).context(failed)?;
+        let mut file = tempfile::NamedTempFile::new_in(&call.config.checkouts).context(failed)?;
+        std::io::copy(&mut std::io::stdin().lock(), &mut file).context(failed)?;
+        let path = Utf8PathBuf::from_path_buf(file.path().to_owned());
+        let path = path.map_err(|_| Error::new(Kind::Failed, failed()))?;
+        Ok(Self {
+            path,
+            _file: Some(file),
+        })
+    }
+}
+
+pub fn load(call: &mut Call, words: &Words) -> Code {
+    let spool = Spool::of(call, words.value("--input"))?;
+    if !spool.path.is_file() {
+        return failed(&format!("load failed: {} is not a file", spool.path));
+    }
+    let store = Store::open(&call.config)?;
+    let references = in_archive(&spool.path, words.one())?;
+    for (reference, name) in references {
+        let loaded = (|| {
+            let remote = Remote::open(&call.config, &reference, &Access::default())?;
+            let name = match name {
+                Some(name) => name,
+                None => remote.name().clone(),
+            };
+            if store.image(&name.to_string())?.is_some() {
+                call.info(format!(
+                    "Info: repository and tag already exist {} {}",
+                    familiar(&name.without_tag()),
+                    name.tag().unwrap_or_default()
+                ))?;
+                fail!(Kind::Exists, "it exists");
+            }
+            for layer in remote.layers() {
+                call.info(format!("Info: adding layer: {}", layer.digest))?;
+            }
+            remote.fetch_as(
+                &call.config,
+                &store,
+                &name,
+                reference.to_string(),
+                &mut pull::Silent,
+            )?;
+            Ok(name)
+        })();
+        match loaded {
+            Ok(name) => call.result(familiar(&name.to_string()))?,
+            Err(error) => return failed(&format!("load failed: {error}")),
+        }
+    }
+    Ok(0)
+}
+
+/// The images of an archive, with the names that they get if those are not their own.
+fn in_archive(path: &Utf8Path, wanted: Option<&str>) -> Result<Vec<(Reference, Option<Name>)>> {
+    let wanted = wanted.map(parse).transpose()?;
+    let names = Child::new("tar")
+        .args(["--list", "--file", path.as_str()])
+        .run()?;
+    let names = String::from_utf8_lossy(&names);
+    let has = |name: &str| {
+        names
+            .lines()
+            .any(|line| line.trim_start_matches("./") == name)
+    };
+    // Archives of today's docker are both.
+    if has("manifest.json") {
+        let text = member(path, "manifest.json")?;
+        let tags = text.as_array().into_iter().flatten();
+        let tags = tags.flat_map(|image| image["RepoTags"].as_array().into_iter().flatten());
+        let mut out = Vec::new();
+        for tag in tags.filter_map(Value::as_str) {
+            let reference = format!("docker-archive:{path}:{tag}").parse()?;
+            out.push((
+                reference,
+                Some(wanted.clone().map_or_else(|| parse(tag), Ok)?),
+            ));
+        }
+        if out.is_empty() {
+            let name = wanted.map_or_else(unnamed, Ok)?;
+            out.push((format!("docker-archive:{path}").parse()?, Some(name)));
+        }
+        return Ok(out);
+    }
+    if !has("oci-layout") {
+        fail!(Kind::Invalid, "this is no archive of images");
+    }
+    let index = member(path, "index.json")?;
+    let mut out = Vec::new();
+    for entry in index["manifests"].as_array().into_iter().flatten() {
+        let notes = &entry["annotations"];
+        let tag = notes["org.opencontainers.image.ref.name"].as_str();
+        let full = notes["io.containerd.image.name"].as_str();
+        let full = full.or_else(|| tag.filter(|tag| tag.contains([':', '/'])));
+        let name = match (&wanted, full, tag) {
+            (Some(wanted), ..) => wanted.clone(),
+            (None, Some(full), _) => parse(full)?,
+            (None, None, Some(tag)) => {
+                let base = unnamed()?;
+                parse(&format!("{}:{tag}", base.without_tag()))?
+            }
+            (None, None, None) => unnamed()?,
+        };
+        let reference = match tag {
+            Some(tag) => format!("oci-archive:{path}:{tag}"),
+            None => format!("oci-archive:{path}"),
+        };
+        out.push((reference.parse()?, Some(name)));
+    }
+    Ok(out)
+}
+
+/// For an image that nobody named.
+fn unnamed() -> Result<Name> {
+    parse(&uuid::Uuid::new_v4().simple().to_string()[..16])
+}
+
+fn member(path: &Utf8Path, name: &str) -> Result<Value> {
+    let read = |name: &str| {
+        let child = Child::new("tar").args(["--extract", "--to-stdout", "--file", path.as_str()]);
+        child.arg(name).run()
+    };
+    let text = read(name).or_else(|_| read(&format!("./{name}")))?;
+    serde_json::from_slice(&text).kind(Kind::Invalid, || {
+        format!("{name} of the archive is damaged")
+    })
+}
+
+pub fn save(call: &mut Call, words: &Words) -> Code {
+    if words.rest.is_empty() {
+        return failed("must specify image:tag or repository/image:tag");
+    }
+    let output = words.value("--output").filter(|path| *path != "-");
+    if let Some(path) = output
+        && Utf8Path::new(path).exists()
+    {
+        return failed(&format!("output file already exists: {path}"));
+    }
+    let store = Store::open(&call.config)?;
+    let mut images = Vec::new();
+    for spec in &words.rest {
+        match find(&store, spec)? {
+            Some(image) => images.push(image),
+            None => return failed(&format!("save image failed: {spec}")),
+        }
+    }
+    let Some(path) = output else {
+        let mut out = std::io::stdout().lock();
+        store.write_docker_archive(&images, &mut out)?;
+        out.flush().context(|| "cannot write the archive".into())?;
+        return Ok(0);
+    };
+    let written = std::fs::File::create(path)
+        .context(|| format!("cannot create {path}"))
+        .and_then(|file| store.write_docker_archive(&images, file));
+    if written.is_err() {
+        crate::safefs::remove_if_exists(Utf8Path::new(path).as_std_path())?;
+    }
+    written?;
+    Ok(0)
+}
+
+pub fn import(call: &mut Call, words: &Words) -> Code {
+    let is_container = words.has("--tocontainer");
+    let (tar, spec) = match words.rest.as_slice() {
+        [tar, spec] => (tar.as_str(), spec.as_str()),
+        [tar] if is_container || words.has("--clone") => (tar.as_str(), "imported:unknown"),
+        // What comes on stdin needs no word.
+        [spec] if !is_container => ("-", spec.as_str()),
+        _ => return failed("must specify tar filename"),
+    };
+    if words.has("--clone") {
+        return failed(
+            "importing: archives of whole containers, as \"export --clone\" of the original writes them, are not read",
+        );
+    }
+    let spool = Spool::of(call, Some(tar))?;
+    if !spool.path.is_file() {
+        return failed("tar file does not exist");
+    }
+    let name = parse(spec)?;
+    let store = Store::open(&call.config)?;
+    if !is_container && store.image(&name.to_string())?.is_some() {
+        call.info(format!(
+            "Info: tag already exists in repo: {}",
+            name.tag().unwrap_or_default()
+        ))?;
+        return failed("importing");
+    }
+    let platform = platform(words)?.unwrap_or_else(Platform::host);
+    let image = import::image_of(&call.config, &store, &spool.path, &name, &platform)?;
+    if words.has("--mv") && tar != "-" {
+        crate::safefs::remove_if_exists(spool.path.as_std_path())?;
+    }
+    if !is_container {
+        for layer in image.manifest.iter().flat_map(Manifest::layer_digests) {
+            call.result(format!("Info: added layer {}", layer.hex()))?;
+        }
+        return Ok(0);
+    }
+    let name = words
+        .value("--name")
+        .map(containers::parse_name)
+        .transpose()?;
+    let made = create::create(
+        &call.config,
+        &store,
+        &create::Create {
+            image: &image,
+            name: name.as_ref(),
+            force: false,
+            mode: super::run::default_mode()?,
+        },
+    );
+    // The container stands on its own.
+    store.delete_image(&image)?;
+    call.result(made?.record.id)?;
+    Ok(0)
+}

@@ -1,0 +1,184 @@
+//! Commands on registries.
+
+use serde_json::Value;
+
+use super::grammar::{Opt, Takes, Words};
+use super::{Call, Code, failed};
+use crate::command::Child;
+use crate::error::{Kind, Result};
+use crate::transport;
+
+pub const SEARCH: [Opt; 6] = [
+    (&["-a"], Takes::Nothing),
+    (&["--no-trunc"], Takes::Nothing),
+    (&["--list-tags"], Takes::Nothing),
+    (&["--httpproxy"], Takes::Value),
+    (&["--registry"], Takes::Value),
+    (&["--index"], Takes::Value),
+];
+pub const LOGIN: [Opt; 4] = [
+    (&["--username"], Takes::Value),
+    (&["--password"], Takes::Value),
+    (&["--password-stdin"], Takes::Nothing),
+    (&["--registry"], Takes::Value),
+];
+pub const LOGOUT: [Opt; 2] = [(&["-a"], Takes::Nothing), (&["--registry"], Takes::Value)];
+
+const HUB: &str = "https://hub.docker.com";
+/// Seconds that a registry has to answer a search.
+const TIMEOUT: &str = "30";
+
+/// The registry that is meant: its URL.
+fn registry(words: &Words) -> Option<String> {
+    let named = words.value("--registry").or_else(|| words.value("--index"));
+    let env = || std::env::var("UDOCKER_REGISTRY").ok();
+    let named = named.map(str::to_owned).or_else(env);
+    named.filter(|named| !named.is_empty())
+}
+
+/// The registry that is meant: its host, and whether it is spoken to without TLS.
+fn host(call: &Call, words: &Words) -> (String, bool) {
+    let named = registry(words).unwrap_or_else(|| "docker.io".into());
+    let insecure = call.insecure || named.starts_with("http://");
+    let host = named
+        .split_once("://")
+        .map_or(named.as_str(), |(_, host)| host);
+    (host.split('/').next().unwrap_or(host).to_owned(), insecure)
+}
+
+pub fn search(call: &mut Call, words: &Words) -> Code {
+    let Some(expression) = words.one() else {
+        return failed("must specify a search expression");
+    };
+    if words.has("--list-tags") {
+        let (host, insecure) = host(call, words);
+        let is_elsewhere = registry(words).is_some();
+        let name = if is_elsewhere {
+            format!("{host}/{expression}")
+        } else {
+            expression.to_owned()
+        };
+        for tag in transport::list_tags(&call.config, &name, insecure)? {
+            call.result(tag)?;
+        }
+        return Ok(0);
+    }
+    call.info(format!(
+        "{:<55.80} {:>8.8} {:<70.70} {:>5.5}",
+        "NAME", "OFFICIAL", "DESCRIPTION", "STARS"
+    ))?;
+    for row in found(words, expression)? {
+        call.result(row.trim_end())?;
+    }
+    Ok(0)
+}
+
+/// By Docker Hub's search, or the list of all that a registry has.
+fn found(words: &Words, expression: &str) -> Result<Vec<String>> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |name: &str, official: bool, description: &str, stars: u64| {
+        let official = if official { "[OK]" } else { "----" };
+        let description = description.lines().next().unwrap_or_default();
+        format!("{name:<55.80} {official:>8.8} {description:<70.70} {stars:>5.5}")
+    };
+    if let Some(registry) = registry(words) {
+        let base = if registry.contains("://") {
+            registry
+        } else {
+            format!("https://{registry}")
+        };
+        let base = base
+            .trim_end_matches('/')
+            .trim_end_matches("/v2")
+            .to_owned();
+        let all = get(words, &format!("{base}/v2/_catalog?n=1000"), &[])?;
+        let names = all["repositories"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(text);
+        return Ok(names
+            .filter(|name| name.contains(expression))
+            .map(|name| row(&name, false, "", 0))
+            .collect());
+    }
+    let url = format!("{HUB}/v2/search/repositories/");
+    let all = get(words, &url, &[("query", expression), ("page_size", "100")])?;
+    let rows = all["results"].as_array().into_iter().flatten();
+    Ok(rows
+        .map(|found| {
+            row(
+                &text(&found["repo_name"]),
+                found["is_official"].as_bool().unwrap_or_default(),
+                &text(&found["short_description"]),
+                found["star_count"].as_u64().unwrap_or_default(),
+            )
+        })
+        .collect())
+}
+
+/// Ask by curl, which knows proxies of every kind.
+fn get(words: &Words, url: &str, query: &[(&str, &str)]) -> Result<Value> {
+    // First of all options: what a person has configured for curl is not for us.
+    let mut child = Child::new("curl").args(["--disable", "--silent", "--show-error", "--fail"]);
+    child = child.args([
+        "--location",
+        "--max-redirs",
+        "5",
+        "--max-time",
+        TIMEOUT,
+        "--get",
+    ]);
+    child = child.args(["--proto", "=http,https", "--proto-redir", "=https"]);
+    if let Some(proxy) = words.value("--httpproxy") {
+        child = child.args(["--proxy", proxy]);
+    }
+    for (name, value) in query {
+        child = child.arg("--data-urlencode").arg(format!("{name}={value}"));
+    }
+    let said = child.args(["--", url]).run()?;
+    crate::error::Context::kind(serde_json::from_slice(&said), Kind::Transport, || {
+        format!("{url} does not answer with JSON")
+    })
+}
+
+pub fn login(call: &mut Call, words: &Words) -> Code {
+    let ask = |prompt: &str| -> Result<String> {
+        eprint!("{prompt}");
+        let mut line = String::new();
+        crate::error::Context::context(std::io::stdin().read_line(&mut line), || {
+            "cannot read".into()
+        })?;
+        Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+    };
+    let user = match words.value("--username") {
+        Some(user) => user.to_owned(),
+        None => ask("username: ")?,
+    };
+    let password = match words.value("--password") {
+        Some(password) => password.to_owned(),
+        None if words.has("--password-stdin") => ask("")?,
+        None => ask("password: ")?,
+    };
+    if user.is_empty() || password.is_empty() {
+        return failed("invalid credentials");
+    }
+    if password.chars().any(char::is_alphabetic) && password == password.to_uppercase() {
+        call.info("Warning: password in uppercase Caps Lock ?")?;
+    }
+    let (host, insecure) = host(call, words);
+    if let Err(error) = transport::login(&call.config, &host, &user, &password, insecure) {
+        eprintln!("Error: {error}");
+        return failed("invalid credentials");
+    }
+    Ok(0)
+}
+
+pub fn logout(call: &mut Call, words: &Words) -> Code {
+    let (host, _) = host(call, words);
+    let host = (!words.has("-a")).then_some(host.as_str());
+    if transport::logout(&call.config, host).is_err() {
+        return failed("deleting credentials");
+    }
+    Ok(0)
+}

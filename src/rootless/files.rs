@@ -1,0 +1,113 @@
+//! Files of a container's own, for modes that mount nothing.
+//!
+//! # Format
+//! `ROOT/` in the container's directory: made once, a reflink of what it shared where
+//! the file system can, a copy elsewhere, with what was written to it merged in. From then on every mode has
+//! it for its root. All of it belongs to the person, and can be read and written by them; nothing is set-uid.
+
+use std::process::{Command, Stdio};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::container::Container;
+use super::home::Home;
+use super::tree::Tree;
+use super::{create, run};
+use crate::command::Child;
+use crate::config::Config;
+use crate::error::{Context as _, Kind, Result};
+use crate::runtime::userns::Mapping;
+use crate::{fail, safefs};
+
+/// What everything is given, and what is taken.
+const MODES: &str = "u+rwX,ug-s";
+
+/// Make them, if they are not there yet.
+///
+/// # Errors
+/// [`Kind::Refused`] if the container runs.
+pub fn make(config: &Config, container: &Container) -> Result<Utf8PathBuf> {
+    if let Some(files) = container.files() {
+        return Ok(files);
+    }
+    let staged = container.path.join(".ROOT.new");
+    let files = container.root();
+    let held = create::stopped(container)?;
+    safefs::remove_tree(staged.as_std_path())?;
+    let upper = container.path.join("upper");
+    let held = if is_empty(&upper)? {
+        let tree = Tree::of(&Home::of(config), &container.record.tree);
+        copy(&tree.checkout(), &staged)?;
+        held
+    } else {
+        drop(held);
+        merge(config, container, &staged)?;
+        create::stopped(container)?
+    };
+    Child::new("chmod")
+        .args(["--recursive", MODES, "--", staged.as_str()])
+        .run()?;
+    safefs::sync_file_system(staged.as_std_path())?;
+    // It takes the place of the empty directory.
+    safefs::rename(staged.as_std_path(), files.as_std_path())?;
+    // What was written is in them.
+    Mapping::of_user().remove_tree(&upper)?;
+    create::make_upper(&upper)?;
+    drop(held);
+    Ok(files)
+}
+
+fn is_empty(path: &Utf8Path) -> Result<bool> {
+    let mut entries = path
+        .read_dir_utf8()
+        .context(|| format!("cannot list {path}"))?;
+    Ok(entries.next().is_none())
+}
+
+/// Copy what is shared. Files of the same content are one there and must not become one here.
+fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+    let words = [
+        "--no-dereference",
+        "--recursive",
+        "--preserve=mode,timestamps",
+        "--reflink=auto",
+        "--",
+    ];
+    let child = Child::new("cp").args(words);
+    child.args([from.as_str(), to.as_str()]).run().map(|_| ())
+}
+
+/// Write what the container sees, whoever owns what there.
+fn merge(config: &Config, container: &Container, to: &Utf8Path) -> Result<()> {
+    safefs::make_private_dir(to.as_std_path())?;
+    let failed = || "cannot unpack the container's files".into();
+    let mut unpack = Command::new("tar")
+        .args(["--extract", "--no-same-owner", "--preserve-permissions"])
+        .args(["--delay-directory-restore", "--directory", to.as_str()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context(failed)?;
+    let Some(stdin) = unpack.stdin.take() else {
+        fail!(Kind::Failed, "{}", failed());
+    };
+    let packed = run::export(config, container, stdin.into());
+    let unpacked = unpack.wait().context(failed)?;
+    packed?;
+    if !unpacked.success() {
+        fail!(Kind::Failed, "{}", failed());
+    }
+    Ok(())
+}
+
+/// Have all of them belong to the person again, and be readable and writable: what ran in another mode may have
+/// given them to others.
+pub fn fix(files: &Utf8Path) -> Result<()> {
+    let mapping = Mapping::of_user();
+    if mapping.has_range() {
+        let words = ["--recursive", "--no-dereference", "0:0", "--"];
+        let words: Vec<&str> = words.into_iter().chain([files.as_str()]).collect();
+        mapping.run_as_root("chown", &words, &[])?;
+    }
+    let words = ["--recursive", MODES, "--", files.as_str()];
+    Child::new("chmod").args(words).run().map(|_| ())
+}
