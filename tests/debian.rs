@@ -126,6 +126,55 @@ fn a_debian_tree_in_every_mode() {
             bare.1
         );
     }
+    // What the container's programs have copied and linked meanwhile is put right as well, also after a clone.
+    rootless("run d sh -c 'cp /bin/true /usr/bin/own-true; ln -s /usr/bin/env /usr/bin/own-link'");
+    let copy = rootless("clone d --name copy");
+    rootless("setup d --mode N");
+    shell(&format!(
+        "cmp {files}/usr/bin/own-true {files}/usr/bin/true"
+    ));
+    assert_eq!(
+        shell(&format!("readlink {files}/usr/bin/own-link")),
+        "/usr/bin/env\n"
+    );
+    shell(&format!(
+        "rm {files}/usr/bin/own-true {files}/usr/bin/own-link"
+    ));
+    assert_eq!(hash(), before);
+    rootless("run copy /usr/bin/own-true");
+    rootless("setup copy --mode N");
+    let cloned = format!("{HOME}/containers/{}/ROOT", copy.trim());
+    for file in [
+        "usr/bin/true",
+        "usr/bin/perl",
+        "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+    ] {
+        shell(&format!("cmp {cloned}/{file} {files}/{file}"));
+    }
+    shell(&format!(
+        "cmp {cloned}/usr/bin/own-true {files}/usr/bin/true"
+    ));
+    // An empty directory under a volume is there again, as it was; another volume is not taken for it.
+    shell(&format!("install -d -m 750 -o someone {files}/empty"));
+    rootless("setup d --mode F3");
+    user.ok("mkdir -p $HOME/other && echo other > $HOME/other/file");
+    rootless("run --detach --volume $HOME/data:/empty d sh -c 'sleep 1003 & sleep 1004'");
+    user.ok("until atomic-rs rootless ps | grep -q running; do sleep 0.1; done");
+    let (other, why) = code("run --volume $HOME/other:/empty d cat /empty/file");
+    assert!(other == 125 && why.contains("another command"), "{why}");
+    assert_eq!(
+        rootless("run --volume $HOME/data:/empty d cat /empty/file"),
+        "content\n"
+    );
+    assert_eq!(code("setup d --mode N").0, 2);
+    rootless("stop --time 1 d");
+    user.ok("until ! atomic-rs rootless ps | grep -q running; do sleep 0.1; done");
+    assert_eq!(host.sh("pgrep -f 'sleep 100[34]'").out(), "");
+    assert_eq!(
+        shell(&format!("stat -c '%F %a' {files}/empty")),
+        "directory 750\n"
+    );
+    shell(&format!("rmdir {files}/empty"));
     rootless("setup d --mode N");
     assert_eq!(hash(), before);
     assert_eq!(rootless("run d cat /etc/debian_version"), "12\n");
@@ -139,14 +188,24 @@ fn a_debian_tree_in_every_mode() {
         "{}",
         refused.1
     );
-    // A library for a later C library than the container's would not be loaded, and nothing confined.
-    let old = "printf 'GLIBC_2.99' > $HOME/lib.so; FAKECHROOT_SO=$HOME/lib.so atomic-rs rootless run --name old --mode F1";
-    let said = user.command(&format!("{old} {name} true"));
-    assert!(
-        said.code() == 125 && said.err().contains("wants version 2.99"),
-        "{}",
-        said.err()
-    );
+    // A library for a later C library than the container's, or none at all, would not be loaded, and nothing confined.
+    for (made, why) in [
+        ("echo GLIBC_2.4 > $HOME/lib.so", "is not a library for"),
+        (
+            "(cat /usr/lib/x86_64-linux-gnu/fakechroot/libfakechroot.so; echo GLIBC_2.99) > $HOME/lib.so",
+            "wants version 2.99",
+        ),
+    ] {
+        user.ok(made);
+        let line =
+            format!("FAKECHROOT_SO=$HOME/lib.so atomic-rs rootless run --mode F1 {name} true");
+        let said = user.command(&line);
+        assert!(
+            said.code() == 125 && said.err().contains(why),
+            "{}",
+            said.err()
+        );
+    }
 }
 
 /// A change of mode that is killed is undone or done by the next.

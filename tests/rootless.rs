@@ -642,7 +642,24 @@ fn proot_runs_what_it_confines_and_nothing_else() {
             .ok("echo through | atomic-rs rootless run c cat"),
         "through\n"
     );
+    // No word of the image's is an option of PRoot.
+    rootless.ok(
+        "run c sh -c 'printf \"#!/bin/sh\\necho a program \\$1\\n\" > /bin/-b; chmod 755 /bin/-b'",
+    );
+    assert_eq!(
+        rootless.ok("run c -b /:/host ls /host"),
+        "a program /:/host\n"
+    );
+    // A program that is killed, and one that only started others.
+    assert_eq!(rootless.code("run c sh -c 'true; kill -9 $$'").0, 137);
+    rootless.ok("run c sh -c 'sleep 1002 & true'");
+    assert_eq!(host.sh("pgrep -f 'sleep 1002'").out(), "");
     // Nothing of the environment by which PRoot is told things, nothing of the host's files.
+    assert!(
+        !rootless
+            .ok("run --env PROOT_X=1 --env LD_PRELOAD=/x c env")
+            .contains("PROOT_X")
+    );
     assert!(!rootless.ok("run c env").contains("PROOT"));
     assert_ne!(rootless.code("run c ls /var/lib/containers").0, 0);
     // What runs in the background is stopped, and so is what it left behind.

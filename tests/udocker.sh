@@ -150,7 +150,9 @@ says "loaded:1"
 says "Info: adding layer:"
 udocker save app:1 >stream.tar
 ok "save to stdout is the same archive" cmp app.tar stream.tar
-ok "load of stdin" sh -c 'udocker load - <app.tar 2>&1 | grep -q failed; udocker rmi loaded:1 && udocker load --input=app.tar loaded:1'
+ok "rmi of it" udocker rmi loaded:1
+ok "load of stdin" sh -c 'udocker load - loaded:1 <app.tar'
+says "loaded:1"
 ok "save of several" udocker save -o two.tar app:1 loaded:1
 ok "skopeo reads it" skopeo inspect docker-archive:two.tar:app:1
 code 1 "load of no archive" udocker load -i out
@@ -218,6 +220,8 @@ code 2 "a command that is none" $run one no-such-command
 complains "command not found or has no execute bit set"
 code 2 "a container that is none" udocker run --pull=never nothing true
 complains "container id or name not found"
+code 2 "nor an image" udocker run nothing true
+complains "image or container not available"
 ok "-e" $run -e A=1 --env=B=2 one sh -c 'echo $A $B'
 is "1 2"
 ok "-e of the host's" env C=host $run -e C one sh -c 'echo $C'
@@ -281,7 +285,8 @@ says "Info: tag already exists in repo: 1"
 ok "it runs" $run plain:1 cat /kept
 is "kept"
 ok "import of stdin" sh -c 'gzip -c tree.tar | udocker import - packed:1'
-ok "import --tocontainer" udocker import --tocontainer --name=direct tree.tar
+ok "import --tocontainer" udocker import --tocontainer --name=direct tree.tar app:1
+ok "the image of that name is left alone" udocker verify app:1
 ok "it runs" $run direct cat /kept
 is "kept"
 code 1 "import of nothing" udocker import nothing.tar x:1

@@ -90,6 +90,8 @@ pub fn containers(bench: &Bench) -> Table {
         rows[2].samples.push(on_host(&host, LIBRARIES));
         rows[3].samples.push(on_host(&host, UNITS));
     }
+    // podman has so many locks for containers, wherever its stores are.
+    must(podman().args(["rm", "--all"]));
     bench.clear();
     Table {
         title: "list containers".into(),

@@ -51,9 +51,17 @@ pub fn list(config: &Config) -> Result<Vec<Row>> {
     }
     // systemd answers while the files are read.
     let (states, found) = std::thread::scope(|scope| {
-        let asked = || Manager::statuses(config.is_system);
+        let asked = || Manager::connect(config.is_system)?.statuses();
         let states = scope.spawn(asked);
-        let found: Vec<Found> = names.iter().map(|name| Found::read(config, name)).collect();
+        let read = |names: &[ContainerName]| -> Vec<Found> {
+            let found = names.iter().map(|name| Found::read(config, name));
+            found.collect()
+        };
+        // Most of it is configurations, which are long.
+        let (ours, theirs) = names.split_at(names.len() / 2);
+        let second = scope.spawn(move || read(theirs));
+        let mut found = read(ours);
+        found.extend(second.join().unwrap_or_else(|_| read(theirs)));
         let died = |_| {
             Err(Error::new(
                 Kind::Failed,

@@ -132,6 +132,9 @@ pub struct Record {
     pub platform: String,
     /// How it runs.
     pub mode: Mode,
+    /// Its files are its own, in `ROOT`, or on their way there.
+    #[serde(default)]
+    pub own_files: bool,
     /// It is not removed, nor anything of it changed.
     #[serde(default)]
     pub protected: bool,
@@ -153,7 +156,11 @@ pub struct Container {
 impl Container {
     /// Read the container of this id.
     pub fn open(home: &Home, id: &str) -> Result<Self> {
-        let path = home.container(id);
+        Self::read(&home.container(id))
+    }
+
+    fn read(path: &Utf8Path) -> Result<Self> {
+        let path = path.to_owned();
         let file = path.join("container.json");
         let text = std::fs::read(&file).context(|| format!("cannot read {file}"))?;
         let record: Record =
@@ -308,9 +315,26 @@ impl Container {
 
     /// The files of its own, if it has any.
     pub fn files(&self) -> Option<Utf8PathBuf> {
-        let path = self.root();
-        let mut entries = path.read_dir_utf8().ok()?;
-        entries.next().is_some().then_some(path)
+        self.record.own_files.then(|| self.root())
+    }
+
+    /// It, as it is on record now.
+    pub fn reloaded(&self) -> Result<Self> {
+        Self::read(&self.path)
+    }
+
+    /// # Errors
+    /// [`Kind::Refused`] if it has changed since it was looked at, so that what was prepared does not fit any more.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = self.reloaded()?.record;
+        if now.mode != self.record.mode || now.own_files != self.record.own_files {
+            fail!(
+                Kind::Refused,
+                "container {} is being set up: try again",
+                self.record.id
+            );
+        }
+        Ok(())
     }
 
     /// Where the output of a run in the background goes.
@@ -339,6 +363,9 @@ fn signal_run(holder: u32, mode: Mode, signal: Signal) {
     if mode.is_traced() {
         // PRoot is deaf to signals; killed, it would let go of the programs, which would see the host then.
         targets = children_of(holder);
+        if targets.is_empty() || signal == Signal::KILL {
+            targets = traced_by(holder);
+        }
     }
     for pid in targets {
         if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -354,6 +381,19 @@ pub fn children_of(pid: u32) -> Vec<u32> {
     let text = text.unwrap_or_default();
     text.split_whitespace()
         .filter_map(|word| word.parse().ok())
+        .collect()
+}
+
+/// The processes that a process traces.
+fn traced_by(pid: u32) -> Vec<u32> {
+    let wanted = format!("TracerPid:\t{pid}");
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|number: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{number}/status"));
+            status.is_ok_and(|text| text.lines().any(|line| line == wanted))
+        })
         .collect()
 }
 

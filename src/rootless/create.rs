@@ -6,6 +6,7 @@ use camino::Utf8Path;
 use serde_json::Value;
 
 use super::container::{Container, FORMAT, Mode, Record};
+use super::files;
 use super::home::{Home, Name};
 use super::tree::Tree;
 use crate::config::Config;
@@ -51,6 +52,7 @@ pub fn create(config: &Config, store: &Store, request: &Create<'_>) -> Result<Co
         platform: platform.to_string(),
         mode: request.mode,
         protected: false,
+        own_files: false,
         tree: tree.name().to_owned(),
         config: serde_json::from_slice(&text)
             .kind(Kind::Invalid, || "the image config is not valid".into())?,
@@ -64,6 +66,8 @@ pub fn clone(config: &Config, from: &Container, name: Option<&Name>) -> Result<C
     let _turn = home.turn()?;
     sweep_staged(&home)?;
     let _still = stopped(from)?;
+    let from = &from.reloaded()?;
+    files::finish(from)?;
     let record = Record {
         id: uuid::Uuid::new_v4().to_string(),
         created: now(),
@@ -140,7 +144,12 @@ fn place(
         std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?;
     }
     if let Some(from) = from {
-        copy(&from.path.join("upper"), &staged.join("upper"))?;
+        let upper = from.path.join("upper");
+        if upper.is_dir() {
+            copy(&upper, &staged.join("upper"))?;
+        } else {
+            make_upper(&staged.join("upper"))?;
+        }
         if let Some(files) = from.files() {
             let to = staged.join("ROOT");
             std::fs::remove_dir(&to).context(|| format!("cannot replace {to}"))?;

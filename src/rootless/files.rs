@@ -17,6 +17,7 @@ use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::runtime::userns::Mapping;
+use crate::safefs::Lock;
 use crate::{fail, safefs};
 
 /// What everything is given, and what is taken.
@@ -26,35 +27,59 @@ const MODES: &str = "u+rwX,ug-s";
 ///
 /// # Errors
 /// [`Kind::Refused`] if the container runs.
-pub fn make(config: &Config, container: &Container) -> Result<Utf8PathBuf> {
-    if let Some(files) = container.files() {
-        return Ok(files);
+pub fn make(config: &Config, container: &mut Container) -> Result<()> {
+    let mut held = create::stopped(container)?;
+    *container = container.reloaded()?;
+    if !container.record.own_files {
+        let staged = staged(container);
+        safefs::remove_tree(staged.as_std_path())?;
+        if is_empty(&container.path.join("upper"))? {
+            let tree = Tree::of(&Home::of(config), &container.record.tree);
+            copy(&tree.checkout(), &staged)?;
+        } else {
+            merge(config, container, &staged, held)?;
+            held = create::stopped(container)?;
+            container.check_unchanged()?;
+        }
+        Child::new("chmod")
+            .args(["--recursive", MODES, "--", staged.as_str()])
+            .run()?;
+        safefs::sync_file_system(staged.as_std_path())?;
+        container.record.own_files = true;
+        container.save()?;
     }
-    let staged = container.path.join(".ROOT.new");
-    let files = container.root();
-    let held = create::stopped(container)?;
-    safefs::remove_tree(staged.as_std_path())?;
-    let upper = container.path.join("upper");
-    let held = if is_empty(&upper)? {
-        let tree = Tree::of(&Home::of(config), &container.record.tree);
-        copy(&tree.checkout(), &staged)?;
-        held
-    } else {
-        drop(held);
-        merge(config, container, &staged)?;
-        create::stopped(container)?
-    };
-    Child::new("chmod")
-        .args(["--recursive", MODES, "--", staged.as_str()])
-        .run()?;
-    safefs::sync_file_system(staged.as_std_path())?;
-    // It takes the place of the empty directory.
-    safefs::rename(staged.as_std_path(), files.as_std_path())?;
-    // What was written is in them.
-    Mapping::of_user().remove_tree(&upper)?;
-    create::make_upper(&upper)?;
+    finish(container)?;
     drop(held);
-    Ok(files)
+    Ok(())
+}
+
+/// Put them where they belong, which a kill may have left undone; the container's turn must be held.
+///
+/// # Errors
+/// [`Kind::Exists`] if somebody has put other files there.
+pub fn finish(container: &Container) -> Result<()> {
+    let (staged, root) = (staged(container), container.root());
+    if !container.record.own_files || !staged.is_dir() {
+        return Ok(());
+    }
+    if !is_empty(&root)? {
+        fail!(
+            Kind::Exists,
+            "{root} has files that are not the container's: move them away"
+        );
+    }
+    safefs::rename(staged.as_std_path(), root.as_std_path())?;
+    // What was written is in them.
+    let upper = container.path.join("upper");
+    if upper.is_dir() && is_empty(&upper)? {
+        return Ok(());
+    }
+    Mapping::of_user().remove_tree(&upper)?;
+    create::make_upper(&upper)
+}
+
+fn staged(container: &Container) -> Utf8PathBuf {
+    container.path.join(".ROOT.new")
 }
 
 fn is_empty(path: &Utf8Path) -> Result<bool> {
@@ -78,7 +103,7 @@ fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
 }
 
 /// Write what the container sees, whoever owns what there.
-fn merge(config: &Config, container: &Container, to: &Utf8Path) -> Result<()> {
+fn merge(config: &Config, container: &Container, to: &Utf8Path, held: Lock) -> Result<()> {
     safefs::make_private_dir(to.as_std_path())?;
     let failed = || "cannot unpack the container's files".into();
     let mut unpack = Command::new("tar")
@@ -90,7 +115,7 @@ fn merge(config: &Config, container: &Container, to: &Utf8Path) -> Result<()> {
     let Some(stdin) = unpack.stdin.take() else {
         fail!(Kind::Failed, "{}", failed());
     };
-    let packed = run::export(config, container, stdin.into());
+    let packed = run::export_held(config, container, stdin.into(), held);
     let unpacked = unpack.wait().context(failed)?;
     packed?;
     if !unpacked.success() {

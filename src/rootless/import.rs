@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 use crate::image::digest::Hashing;
 use crate::image::{Digest, Name, Platform, Reference};
 use crate::pull::{Remote, Silent};
@@ -96,19 +97,21 @@ fn unpack(archive: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
     let begins = input.fill_buf().context(failed)?;
     let length = begins.len().min(head.len());
     head[..length].copy_from_slice(&begins[..length]);
-    let by = |program: &str| -> Result<Box<dyn Read>> {
+    let mut running = None;
+    let mut by = |program: &str| -> Result<Box<dyn Read>> {
         let mut command = Child::new(program)
             .args(["-dc", "--", archive.as_str()])
             .into_command();
-        let mut running = command
+        let mut child = command
             .stdout(Stdio::piped())
             .spawn()
             .context(|| format!("cannot run {program}"))?;
-        // How it ends is seen by what is missing at the end of the archive.
-        match running.stdout.take() {
-            Some(stdout) => Ok(Box::new(stdout)),
-            None => Ok(Box::new(std::io::empty())),
-        }
+        let stdout = child.stdout.take();
+        running = Some(child);
+        Ok(match stdout {
+            Some(stdout) => Box::new(stdout),
+            None => Box::new(std::io::empty()),
+        })
     };
     let input: Box<dyn Read> = match head {
         [0x1f, 0x8b, ..] => Box::new(Gunzip::new(input)),
@@ -123,6 +126,12 @@ fn unpack(archive: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
     let mut out = File::create_new(to).context(|| format!("cannot create {to}"))?;
     let copied = std::io::copy(&mut hashing, &mut out);
     copied.kind(Kind::Invalid, || format!("cannot unpack {archive}"))?;
+    if let Some(mut child) = running {
+        let status = child.wait().context(failed)?;
+        if !status.success() {
+            fail!(Kind::Invalid, "cannot unpack {archive}: {status}");
+        }
+    }
     let (digest, size, _) = hashing.finish();
     Ok((digest, size))
 }

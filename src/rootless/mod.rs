@@ -27,4 +27,4 @@ pub use container::{Container, Mode, Record};
 pub use cpus::Cpus;
 pub use home::{Home, Name};
 pub use process::Wishes;
-pub use run::{DETACHED, exec, export, prepare_files, run};
+pub use run::{DETACHED, exec, export, own_files, run, set_mode};

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::fail;
 use crate::runtime::Runtime;
+use crate::safefs::Lock;
 
 /// By this variable the program knows that it is the one in the background, and of which container.
 pub const DETACHED: &str = "ATOMIC_RS_DETACHED";
@@ -20,32 +21,82 @@ pub const DETACHED: &str = "ATOMIC_RS_DETACHED";
 /// [`Kind::Child`] with the exit code that says what could not be set up.
 pub fn run(config: &Config, container: &Container, wishes: Wishes) -> Result<u8> {
     let allow_leaky = wishes.allow_leaky;
+    let mut container = container.clone();
+    prepare_files(config, &mut container)?;
+    let container = &container;
     let (process, runtime) = prepare(config, container, wishes)?;
+    // That may have taken long.
+    config.interrupt.check()?;
+    start(config, container, process, runtime.as_ref(), allow_leaky)
+}
+
+fn start(
+    config: &Config,
+    container: &Container,
+    process: Process,
+    runtime: Option<&Runtime>,
+    allow_leaky: bool,
+) -> Result<u8> {
     let home = Home::of(config);
-    prepare_files(config, container)?;
     match container.record.mode {
-        Mode::N | Mode::R1 => {}
-        mode if mode.is_traced() => {
-            return engine::proot::run(&home, container, &process, allow_leaky);
-        }
-        _ => return engine::fakechroot::run(container, &process),
+        Mode::N | Mode::R1 => engine::run(&home, container, process, runtime),
+        mode if mode.is_traced() => engine::proot::run(&home, container, &process, allow_leaky),
+        _ => engine::fakechroot::run(container, &process),
     }
-    engine::run(&home, container, process, runtime.as_ref())
 }
 
 /// Have a container's files be what its mode needs: while something runs in it, they are.
-pub fn prepare_files(config: &Config, container: &Container) -> Result<()> {
+pub fn prepare_files(config: &Config, container: &mut Container) -> Result<()> {
+    *container = container.reloaded()?;
     if !container.holders()?.is_empty() {
         return Ok(());
     }
-    if container.record.mode.mounts_nothing() {
+    let mode = container.record.mode;
+    if mode.mounts_nothing() || container.record.own_files {
         files::make(config, container)?;
     }
-    if container.record.mode.is_fake() || fake::is_changed(container) {
+    if mode.is_fake() || fake::is_changed(container) {
         let _still = create::stopped(container)?;
+        *container = container.reloaded()?;
         fake::ensure(container)?;
     }
     Ok(())
+}
+
+/// Have a container's files be its own, in its `ROOT`, whatever its mode.
+pub fn own_files(config: &Config, container: &Container) -> Result<()> {
+    if container.record.own_files || !container.holders()?.is_empty() {
+        return Ok(());
+    }
+    files::make(config, &mut container.clone())
+}
+
+/// Have a container run in another mode from now on; if its files cannot be what that needs, in the one before.
+///
+/// # Errors
+/// [`Kind::Refused`] if it is protected, or something runs in it.
+pub fn set_mode(config: &Config, container: &mut Container, mode: Mode) -> Result<()> {
+    let change = |container: &mut Container, mode: Mode| -> Result<Mode> {
+        let _still = create::stopped(container)?;
+        *container = container.reloaded()?;
+        container.check_unprotected()?;
+        let before = std::mem::replace(&mut container.record.mode, mode);
+        if let Some(path) = container.files()
+            && mode.mounts_nothing()
+            && !before.mounts_nothing()
+        {
+            // Programs in namespaces may have given some of them to other users.
+            files::fix(&path)?;
+        }
+        container.save()?;
+        Ok(before)
+    };
+    let before = change(container, mode)?;
+    prepare_files(config, container).inspect_err(|_| {
+        if let Err(error) = change(container, before) {
+            tracing::warn!(%error, "the mode stays {mode}");
+        }
+    })
 }
 
 /// Run one more command in a container that runs, and return its exit code.
@@ -57,10 +108,7 @@ pub fn exec(config: &Config, container: &Container, wishes: Wishes) -> Result<u8
     let (process, runtime) = prepare(config, container, wishes)?;
     if container.record.mode.mounts_nothing() {
         container.require_running()?;
-        if container.record.mode.is_fake() {
-            return engine::fakechroot::run(container, &process);
-        }
-        return engine::proot::run(&Home::of(config), container, &process, allow_leaky);
+        return start(config, container, process, None, allow_leaky);
     }
     engine::exec(container, process, runtime.as_ref())
 }
@@ -70,10 +118,25 @@ pub fn exec(config: &Config, container: &Container, wishes: Wishes) -> Result<u8
 /// # Errors
 /// [`Kind::Child`] with the exit code of tar.
 pub fn export(config: &Config, container: &Container, to: Stdio) -> Result<()> {
-    if fake::is_changed(container) {
-        let _still = create::stopped(container)?;
+    let held = if fake::is_changed(container) {
+        let held = create::stopped(container)?;
         fake::undo(container)?;
-    }
+        held
+    } else {
+        container.turn()?
+    };
+    let container = container.reloaded()?;
+    files::finish(&container)?;
+    export_held(config, &container, to, held)
+}
+
+/// The same, with the container's turn held until it is on record that its files are being read.
+pub(super) fn export_held(
+    config: &Config,
+    container: &Container,
+    to: Stdio,
+    held: Lock,
+) -> Result<()> {
     let words = [
         "tar",
         "--create",
@@ -88,7 +151,7 @@ pub fn export(config: &Config, container: &Container, to: Stdio) -> Result<()> {
         ".",
     ];
     let words = words.map(str::to_owned).to_vec();
-    match engine::run_of_host(&Home::of(config), container, words, to)? {
+    match engine::run_of_host(&Home::of(config), container, words, to, held)? {
         0 => Ok(()),
         code => fail!(Kind::Child(code), "the archive is not complete"),
     }

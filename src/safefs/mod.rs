@@ -20,7 +20,7 @@ pub use lock::{Lock, Mode};
 pub use parent::Parent;
 pub use process::{
     Identity, Leave, become_root, close_on_exec, end_with_parent, inherited, keep_open, leave,
-    run_as,
+    run_as, status_of_ended,
 };
 pub use root::{Root, xattrs_of};
 

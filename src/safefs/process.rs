@@ -2,7 +2,7 @@
 //! `unsafe`, which is in this room alone.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -52,6 +52,31 @@ pub fn close_on_exec() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How a process ended that somebody else has waited for, as `wait` would have said it; nothing where the kernel
+/// does not know (before Linux 6.15), or the process is still there.
+///
+/// Source: `linux/pidfd.h`, `PIDFD_GET_INFO`.
+pub fn status_of_ended(process: &impl AsFd) -> Option<i32> {
+    const GET_INFO: libc::Ioctl = 0xc040_ff0bu32 as libc::Ioctl;
+    const EXIT: u64 = 1 << 3;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        numbers: [u32; 11],
+        status: i32,
+    }
+    let mut info = Info {
+        mask: EXIT,
+        ..Info::default()
+    };
+    // SAFETY: the kernel writes at most the 64 bytes that the request's number says, which this structure has.
+    #[allow(unsafe_code)]
+    let done = unsafe { libc::ioctl(process.as_fd().as_raw_fd(), GET_INFO, &raw mut info) };
+    (done == 0 && info.mask & EXIT != 0).then_some(info.status)
 }
 
 /// Namespaces to leave.

@@ -16,6 +16,7 @@ use super::Store;
 use super::export::Scratch;
 use super::images::StoredImage;
 use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 use crate::image::{Digest, Manifest};
 
 impl Store {
@@ -35,7 +36,11 @@ impl Store {
             let path = blobs.join(exported.digest.hex());
             let text = std::fs::read(&path).context(|| format!("cannot read {path}"))?;
             let Manifest::Image { config, layers, .. } = Manifest::parse(&text)? else {
-                continue;
+                fail!(
+                    Kind::Invalid,
+                    "the image {} is of a kind that cannot be saved",
+                    image.name
+                );
             };
             let config_name = format!("{}.json", config.digest.hex());
             let mut names = Vec::new();

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use camino::Utf8Path;
+use glib::Variant;
 use ostree::{Repo, RepoPruneFlags};
 
 use super::import::{PLATFORM_KEY, SOURCE_KEY};
@@ -115,10 +116,10 @@ enum Entry {
 
 /// Many refs, in several threads. They are read as the files they are, which takes half the time of asking
 /// libostree for a list.
-fn entries(repo: &Repo, heads: &Utf8Path, names: &[String]) -> Result<Vec<Entry>> {
-    let read = |repo: &Repo, names: &[String]| -> Vec<Entry> {
+fn entries(repository: &Utf8Path, names: &[String]) -> Result<Vec<Entry>> {
+    let read = |names: &[String]| -> Vec<Entry> {
         let entry = |name: &String| {
-            entry(repo, heads, name).unwrap_or_else(|error| {
+            entry(repository, name).unwrap_or_else(|error| {
                 Some(Entry::Broken(BrokenRef {
                     name: name.clone(),
                     why: error.to_string(),
@@ -128,16 +129,11 @@ fn entries(repo: &Repo, heads: &Utf8Path, names: &[String]) -> Result<Vec<Entry>
         names.iter().filter_map(entry).collect()
     };
     if names.len() <= FEW_REFS {
-        return Ok(read(repo, names));
+        return Ok(read(names));
     }
     let parts = names.chunks(names.len().div_ceil(threads()));
     std::thread::scope(|scope| {
-        let threads: Vec<_> = parts
-            .map(|part| {
-                let repo = repo.clone();
-                scope.spawn(move || read(&repo, part))
-            })
-            .collect();
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || read(part))).collect();
         let mut out = Vec::new();
         for thread in threads {
             let Ok(part) = thread.join() else {
@@ -150,7 +146,8 @@ fn entries(repo: &Repo, heads: &Utf8Path, names: &[String]) -> Result<Vec<Entry>
 }
 
 /// One ref; nothing if it has gone meanwhile.
-fn entry(repo: &Repo, heads: &Utf8Path, name: &str) -> Result<Option<Entry>> {
+fn entry(repository: &Utf8Path, name: &str) -> Result<Option<Entry>> {
+    let heads = repository.join("refs/heads");
     let commit = match std::fs::read_to_string(heads.join(name)) {
         Ok(text) => text.trim_end().to_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -158,19 +155,30 @@ fn entry(repo: &Repo, heads: &Utf8Path, name: &str) -> Result<Option<Entry>> {
     };
     Ok(Some(match refname::classify(name) {
         RefKind::Blob(digest) => Entry::Blob(StoredBlob { digest, commit }),
-        RefKind::Image(image) => Entry::Image(load_image(repo, &image, &commit)?.into()),
+        RefKind::Image(image) => {
+            let objects = repository.join("objects");
+            let found = objects::read_commit_metadata_and_time(&objects, &commit)?;
+            Entry::Image(image_of(found, &image, &commit)?.into())
+        }
         RefKind::Unknown => fail!(Kind::Invalid, "its name is not an encoded image name"),
     }))
 }
 
 fn load_image(repo: &Repo, name: &str, commit: &str) -> Result<StoredImage> {
-    let (metadata, created) = objects::commit_metadata_and_time(repo, commit)?;
-    let manifest_text = metadata_string(&metadata, "docker.manifest");
+    let found = objects::commit_metadata_and_time(repo, commit)?;
+    image_of(found, name, commit)
+}
+
+/// An image by its commit's metadata and time.
+fn image_of((metadata, created): (Variant, u64), name: &str, commit: &str) -> Result<StoredImage> {
+    // Gone over once: each look at an entry costs more than the rest.
+    let keys = ["docker.manifest", "docker.digest", SOURCE_KEY, PLATFORM_KEY];
+    let [manifest_text, digest, source, platform] = objects::metadata_strings(&metadata, keys);
     let manifest = manifest_text
         .as_deref()
         .map(|text| Manifest::parse(text.as_bytes()))
         .transpose()?;
-    let digest = metadata_string(&metadata, "docker.digest")
+    let digest = digest
         .and_then(|text| text.parse().ok())
         .or_else(|| manifest.as_ref().and_then(Manifest::config_digest));
     Ok(StoredImage {
@@ -180,8 +188,8 @@ fn load_image(repo: &Repo, name: &str, commit: &str) -> Result<StoredImage> {
         manifest,
         manifest_text,
         digest,
-        source: metadata_string(&metadata, SOURCE_KEY),
-        platform: metadata_string(&metadata, PLATFORM_KEY),
+        source,
+        platform,
     })
 }
 
@@ -206,7 +214,7 @@ impl Store {
         }
         names.sort();
         let mut inventory = Inventory::default();
-        for entry in entries(&self.repo, &heads, &names)? {
+        for entry in entries(&self.path, &names)? {
             match entry {
                 Entry::Image(image) => inventory.images.push(*image),
                 Entry::Blob(blob) => inventory.blobs.push(blob),

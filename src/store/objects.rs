@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use camino::Utf8Path;
 use glib::prelude::*;
-use glib::{FixedSizeVariantArray, Variant, VariantDict};
+use glib::{FixedSizeVariantArray, Variant, VariantDict, VariantTy};
 use ostree::DirmetaVariantType;
 use ostree::{ObjectType, Repo};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fail;
 use crate::image::digest::{hex, unhex};
 
 /// A checksum of an `OSTree` object.
@@ -232,12 +234,43 @@ pub fn commit_timestamp(repo: &Repo, commit: &str) -> Result<u64> {
     Ok(ostree::commit_get_timestamp(&load_commit(repo, commit)?))
 }
 
+/// The same of a commit in the file that it is, for lists of many: libostree takes a lock for each.
+///
+/// Source: ostree-core.h, `OSTREE_COMMIT_GVARIANT_FORMAT`; the time is big-endian.
+pub fn read_commit_metadata_and_time(objects: &Utf8Path, commit: &str) -> Result<(Variant, u64)> {
+    let damaged = || format!("the commit {commit} is damaged");
+    let Some((part, rest)) = unhex(commit).and_then(|_| commit.split_at_checked(2)) else {
+        fail!(Kind::Invalid, "{commit} is no commit");
+    };
+    let path = objects.join(part).join(format!("{rest}.commit"));
+    let bytes = std::fs::read(&path).context(|| format!("cannot read the commit {commit}"))?;
+    let kind = VariantTy::new("(a{sv}aya(say)sstayay)").kind(Kind::Invalid, damaged)?;
+    let variant = Variant::from_data_with_type(bytes, kind);
+    let time = variant.child_value(5).get::<u64>().map_or(0, u64::from_be);
+    Ok((variant.child_value(0), time))
+}
+
 /// What a commit's metadata have for a key. They are few, and a dictionary would be a copy of them.
 pub fn metadata_value(dict: &Variant, key: &str) -> Option<Variant> {
     let found = dict
         .iter()
         .find(|entry| entry.child_value(0).str() == Some(key));
     found?.child_value(1).as_variant()
+}
+
+/// Several strings among a commit's metadata.
+pub fn metadata_strings<const N: usize>(dict: &Variant, keys: [&str; N]) -> [Option<String>; N] {
+    let mut out = [const { None }; N];
+    for entry in dict.iter() {
+        let name = entry.child_value(0);
+        if let Some(at) = keys.iter().position(|key| name.str() == Some(key)) {
+            out[at] = entry
+                .child_value(1)
+                .as_variant()
+                .and_then(|value| value.get());
+        }
+    }
+    out
 }
 
 /// A string among a commit's metadata.

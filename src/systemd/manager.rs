@@ -338,29 +338,9 @@ impl Manager {
 
     /// What all units are doing that systemd has in memory, in one round trip. One that is missing does
     /// nothing and has not failed; to ask by name would make systemd read its file.
-    pub fn statuses(is_system: bool) -> Result<HashMap<String, UnitStatus>> {
-        let manager = match Self::connect_directly(is_system) {
-            Some(manager) => manager,
-            None => Self::connect(is_system)?,
-        };
-        let rows = block_on(manager.proxy.list_units());
+    pub fn statuses(&self) -> Result<HashMap<String, UnitStatus>> {
+        let rows = block_on(self.proxy.list_units());
         by_name(rows)
-    }
-
-    /// Connect by the manager's own socket, past the bus, where we may: that is half the way.
-    fn connect_directly(is_system: bool) -> Option<Self> {
-        let path = if is_system {
-            "/run/systemd/private".to_owned()
-        } else {
-            format!("{}/systemd/private", runtime_directory())
-        };
-        let connect = async {
-            let address = format!("unix:path={path}");
-            let connection = zbus::connection::Builder::address(address.as_str()).p2p();
-            SystemdProxy::new(&connection.build().await?).await
-        };
-        let proxy = block_on(connect).ok()?;
-        Some(Self { proxy })
     }
 }
 
@@ -374,13 +354,11 @@ fn by_name(rows: zbus::Result<Vec<UnitRow>>) -> Result<HashMap<String, UnitStatu
 
 /// The bus of the user's own manager, also where nobody logged in set it up for us.
 fn session_address() -> String {
-    let usual = |_| format!("unix:path={}/bus", runtime_directory());
-    std::env::var("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(usual)
-}
-
-fn runtime_directory() -> String {
-    let usual = |_| format!("/run/user/{}", rustix::process::geteuid().as_raw());
-    std::env::var("XDG_RUNTIME_DIR").unwrap_or_else(usual)
+    std::env::var("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|_| {
+        let runtime = std::env::var("XDG_RUNTIME_DIR")
+            .unwrap_or_else(|_| format!("/run/user/{}", rustix::process::geteuid().as_raw()));
+        format!("unix:path={runtime}/bus")
+    })
 }
 
 fn explain(what: &str, error: &zbus::Error) -> Error {

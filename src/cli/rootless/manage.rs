@@ -205,18 +205,15 @@ impl Setup {
             call.out.line(format!("mode: {}", container.record.mode))?;
             return Ok(ExitCode::SUCCESS);
         }
-        container.check_unprotected()?;
-        let still = create::stopped(&container)?;
         if self.fixperm
             && let Some(path) = container.files()
         {
+            container.check_unprotected()?;
+            let _still = create::stopped(&container)?;
             files::fix(&path)?;
         }
         if let Some(mode) = self.mode {
-            container.record.mode = mode;
-            container.save()?;
-            drop(still);
-            rootless::prepare_files(call.config, &container)?;
+            rootless::set_mode(call.config, &mut container, mode)?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -277,7 +274,7 @@ impl Unprotect {
 fn set_protected(call: &Call<'_>, text: &str, protected: bool) -> Result<ExitCode> {
     let home = Home::of(call.config);
     let _turn = home.turn()?;
-    let mut container = home.require(text)?;
+    let mut container = home.require(text)?.reloaded()?;
     container.record.protected = protected;
     container.save()?;
     Ok(ExitCode::SUCCESS)

@@ -138,13 +138,15 @@ impl Run {
         if first.starts_with('-') {
             fail!(Kind::Usage, "there is no option \"{first}\"");
         }
-        let wishes = self.wishes(command).map_err(set_up)?;
         let in_background = detach::container();
         let first = in_background.as_deref().unwrap_or(first);
         if in_background.is_some() {
             self.name = None;
         }
         let container = self.container(call, first).map_err(set_up)?;
+        let wishes = self
+            .wishes(command, container.record.mode)
+            .map_err(set_up)?;
         if self.detach && in_background.is_none() {
             detach::detach(&container).map_err(set_up)?;
             call.out.line(&container.record.id)?;
@@ -187,13 +189,14 @@ impl Run {
         )
     }
 
-    fn volumes(&self) -> Result<Vec<Volume>> {
+    fn volumes(&self, mode: Mode) -> Result<Vec<Volume>> {
         let mut out = self.process.volumes()?;
         if self.hostauth {
             out.extend(["/etc/passwd", "/etc/group"].map(|path| Volume {
                 source: path.into(),
                 destination: path.into(),
-                read_only: true,
+                // Where nothing can be, the host's rights keep them.
+                read_only: !mode.mounts_nothing(),
             }));
         }
         if self.bindhome {
@@ -208,7 +211,7 @@ impl Run {
         Ok(out)
     }
 
-    fn wishes(&self, command: &[String]) -> Result<Wishes> {
+    fn wishes(&self, command: &[String], mode: Mode) -> Result<Wishes> {
         for device in &self.device {
             if !device.starts_with("/dev") || !device.exists() {
                 fail!(Kind::NotFound, "there is no device {device}");
@@ -216,7 +219,7 @@ impl Run {
         }
         Ok(Wishes {
             entrypoint: self.process.entrypoint()?,
-            volumes: self.volumes()?,
+            volumes: self.volumes(mode)?,
             devices: self.device.clone(),
             hostname: self.hostname.clone(),
             allow_leaky: self.allow_leaky,

@@ -244,6 +244,7 @@ pub fn protect(call: &mut Call, words: &Words, protected: bool) -> Code {
         return images::protect(call, text, protected);
     };
     let _turn = call.home().turn()?;
+    container = container.reloaded()?;
     container.record.protected = protected;
     container.save()?;
     Ok(0)
@@ -285,10 +286,18 @@ pub fn export(call: &mut Call, words: &Words) -> Code {
         return Ok(0);
     };
     call.info(format!("Info: exporting to file {path}"))?;
-    let file =
-        std::fs::File::create(path).context(|| format!("exporting: cannot create {path}"))?;
-    if let Err(error) = rootless::export(&call.config, &container, file.into()) {
-        safefs::remove_if_exists(Utf8Path::new(path).as_std_path())?;
+    if words.has("--clone") {
+        return failed(
+            "exporting: archives of whole containers are not written: \"clone\" copies one, and without --clone its files are written",
+        );
+    }
+    let staged = format!("{path}.{}.part", std::process::id());
+    let file = std::fs::File::create_new(&staged)
+        .context(|| format!("exporting: cannot create {staged}"))?;
+    let written = rootless::export(&call.config, &container, file.into())
+        .and_then(|()| safefs::rename(staged.as_ref(), path.as_ref()));
+    if let Err(error) = written {
+        safefs::remove_if_exists(staged.as_ref())?;
         return failed(&format!("exporting: {error}"));
     }
     Ok(0)
@@ -311,6 +320,7 @@ pub fn setup(call: &mut Call, words: &Words) -> Code {
     if words.has("--fixperm")
         && let Some(path) = container.files()
     {
+        let _still = create::stopped(&container)?;
         files::fix(&path)?;
     }
     let Some(mode) = words.value("--execmode") else {
@@ -323,10 +333,8 @@ pub fn setup(call: &mut Call, words: &Words) -> Code {
     let Ok(mode) = mode.parse::<Mode>() else {
         return failed(&format!("invalid execmode: {mode}"));
     };
-    let still = create::stopped(&container)?;
-    container.record.mode = mode;
-    container.save()?;
-    drop(still);
-    rootless::prepare_files(&call.config, &container)?;
+    if let Err(error) = rootless::set_mode(&call.config, &mut container, mode) {
+        return failed(&format!("container setup failed: {error}"));
+    }
     Ok(0)
 }

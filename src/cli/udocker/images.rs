@@ -13,7 +13,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Digest, Manifest, Name, Platform, Reference, Transport};
 use crate::pull::{self, Progress, Remote};
-use crate::rootless::{create, import};
+use crate::rootless::{self, create, import};
 use crate::store::Store;
 use crate::store::images::StoredImage;
 use crate::transport::{self, Access};
@@ -321,6 +321,10 @@ pub fn inspect(call: &mut Call, words: &Words) -> Code {
     };
     if let Some(container) = call.container(text)? {
         if words.has("-p") {
+            // Whoever asks means to find the files there.
+            if let Err(error) = rootless::own_files(&call.config, &container) {
+                eprintln!("Warning: the container's files are not there: {error}");
+            }
             call.result(container.root().as_str())?;
         } else {
             call.result(pretty(container.record.config)?)?;
@@ -369,12 +373,19 @@ impl Spool {
 }
 
 pub fn load(call: &mut Call, words: &Words) -> Code {
+    // A dash is stdin, wherever it is.
+    let rest: Vec<&String> = words.rest.iter().filter(|word| *word != "-").collect();
+    let wanted = match rest.as_slice() {
+        [] => None,
+        [name] => Some(name.as_str()),
+        _ => return failed("load failed: there is more than one name"),
+    };
     let spool = Spool::of(call, words.value("--input"))?;
     if !spool.path.is_file() {
         return failed(&format!("load failed: {} is not a file", spool.path));
     }
     let store = Store::open(&call.config)?;
-    let references = in_archive(&spool.path, words.one())?;
+    let references = in_archive(&spool.path, wanted)?;
     for (reference, name) in references {
         let loaded = (|| {
             let remote = Remote::open(&call.config, &reference, &Access::default())?;
@@ -414,7 +425,7 @@ pub fn load(call: &mut Call, words: &Words) -> Code {
 fn in_archive(path: &Utf8Path, wanted: Option<&str>) -> Result<Vec<(Reference, Option<Name>)>> {
     let wanted = wanted.map(parse).transpose()?;
     let names = Child::new("tar")
-        .args(["--list", "--file", path.as_str()])
+        .args(["--force-local", "--list", "--file", path.as_str()])
         .run()?;
     let names = String::from_utf8_lossy(&names);
     let has = |name: &str| {
@@ -476,7 +487,13 @@ fn unnamed() -> Result<Name> {
 
 fn member(path: &Utf8Path, name: &str) -> Result<Value> {
     let read = |name: &str| {
-        let child = Child::new("tar").args(["--extract", "--to-stdout", "--file", path.as_str()]);
+        let child = Child::new("tar").args([
+            "--force-local",
+            "--extract",
+            "--to-stdout",
+            "--file",
+            path.as_str(),
+        ]);
         child.arg(name).run()
     };
     let text = read(name).or_else(|_| read(&format!("./{name}")))?;
@@ -547,7 +564,13 @@ pub fn import(call: &mut Call, words: &Words) -> Code {
         return failed("importing");
     }
     let platform = platform(words)?.unwrap_or_else(Platform::host);
-    let image = import::image_of(&call.config, &store, &spool.path, &name, &platform)?;
+    // A container needs no image of that name, and there may be one.
+    let image_name = if is_container {
+        unnamed()?
+    } else {
+        name.clone()
+    };
+    let image = import::image_of(&call.config, &store, &spool.path, &image_name, &platform)?;
     if words.has("--mv") && tar != "-" {
         crate::safefs::remove_if_exists(spool.path.as_std_path())?;
     }
@@ -557,7 +580,11 @@ pub fn import(call: &mut Call, words: &Words) -> Code {
         }
         return Ok(0);
     }
-    let name = words
+    let named = crate::store::images::StoredImage {
+        name: name.to_string(),
+        ..image.clone()
+    };
+    let container_name = words
         .value("--name")
         .map(containers::parse_name)
         .transpose()?;
@@ -565,8 +592,8 @@ pub fn import(call: &mut Call, words: &Words) -> Code {
         &call.config,
         &store,
         &create::Create {
-            image: &image,
-            name: name.as_ref(),
+            image: &named,
+            name: container_name.as_ref(),
             force: false,
             mode: super::run::default_mode()?,
         },

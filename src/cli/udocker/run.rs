@@ -9,6 +9,7 @@ use crate::fail;
 use crate::rootless::{self, Container, Cpus, Mode, Name, Wishes, create};
 use crate::runtime::mounts::Volume;
 use crate::store::Store;
+use crate::store::images::StoredImage;
 
 const V: Takes = Takes::Value;
 const N: Takes = Takes::Nothing;
@@ -77,9 +78,10 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
     {
         return super::syntax(command);
     }
-    let (container, is_new) = match container(call, words, first) {
-        Ok(Some(found)) => found,
-        Ok(None) => {
+    let container = match container(call, words, first) {
+        Ok(found) => found,
+        Err(error) if error.kind() == Kind::Transport => {
+            eprintln!("Error: {error}");
             eprintln!("Error: image or container not available");
             return Ok(SET_UP_FAILED);
         }
@@ -100,7 +102,7 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
         let _held = call.config.interrupt.hold();
         rootless::run(&call.config, &container, wishes)
     };
-    if words.has("--rm") && is_new {
+    if words.has("--rm") && !container.record.protected {
         let removed = create::remove(&call.config, &container);
         if let Err(error) = removed {
             eprintln!("Error: deleting container: {error}");
@@ -109,45 +111,53 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
     code.map_err(set_up)
 }
 
-/// A container of that name, or a new one of an image; whether it is new.
-fn container(call: &Call, words: &Words, text: &str) -> Result<Option<(Container, bool)>> {
+/// A container of that name, or a new one of an image.
+fn container(call: &Call, words: &Words, text: &str) -> Result<Container> {
     let name = words
         .value("--name")
         .map(containers::parse_name)
         .transpose()?;
     if let Some(found) = call.container(text)? {
-        return Ok(Some((found, false)));
+        return Ok(found);
     }
     let pull = words.value("--pull").unwrap_or("missing");
     if let Some(name) = &name
         && let Some(id) = call.home().id_of(name)
     {
         if pull == "reuse" {
-            return Container::open(&call.home(), &id).map(|found| Some((found, false)));
+            return Container::open(&call.home(), &id);
         }
         fail!(Kind::Child(1), "invalid container name");
     }
     let store = Store::open(&call.config)?;
     let image = match pull {
-        "always" => Some(images::fetch(call, &store, text, words)?),
+        "always" => Some(fetch(call, &store, text, words)?),
         "never" => images::find(&store, text)?,
         "missing" | "reuse" => match images::find(&store, text)? {
             Some(image) => Some(image),
-            None => Some(images::fetch(call, &store, text, words)?),
+            None => Some(fetch(call, &store, text, words)?),
         },
         other => fail!(Kind::Child(1), "invalid --pull value: {other}"),
     };
     let Some(image) = image else {
         fail!(Kind::NotFound, "container id or name not found");
     };
-    create_from(call, words, &store, &image, name.as_ref()).map(|made| Some((made, true)))
+    create_from(call, words, &store, &image, name.as_ref())
+}
+
+/// The image of a registry; whatever is in the way, there is none.
+fn fetch(call: &Call, store: &Store, text: &str, words: &Words) -> Result<StoredImage> {
+    images::fetch(call, store, text, words).map_err(|error| match error.kind() {
+        Kind::NotFound => Error::new(Kind::Transport, error.to_string()),
+        _ => error,
+    })
 }
 
 fn create_from(
     call: &Call,
     words: &Words,
     store: &Store,
-    image: &crate::store::images::StoredImage,
+    image: &StoredImage,
     name: Option<&Name>,
 ) -> Result<Container> {
     let mode = match words.value("--execmode") {
@@ -202,7 +212,7 @@ fn wishes(call: &Call, words: &Words, container: &Container, command: &[String])
         host_env: words.has("--hostenv"),
         user,
         workdir: words.value("--workdir").map(str::to_owned),
-        volumes: volumes(call, words)?,
+        volumes: volumes(call, words, container.record.mode)?,
         devices,
         hostname: None,
         allow_leaky: words.has("--allow-leaky"),
@@ -240,7 +250,7 @@ fn environment(words: &Words, container: &Container) -> Result<Vec<String>> {
 }
 
 /// `HOST`, `HOST:INSIDE`, `HOST:`, each with `:ro` or `:rw`.
-fn volumes(call: &Call, words: &Words) -> Result<Vec<Volume>> {
+fn volumes(call: &Call, words: &Words, mode: Mode) -> Result<Vec<Volume>> {
     let mut out: Vec<Volume> = Vec::new();
     for text in words.values("--volume") {
         let (paths, read_only) = match text.rsplit_once(':') {
@@ -274,8 +284,10 @@ fn volumes(call: &Call, words: &Words) -> Result<Vec<Volume>> {
         }
     };
     if words.has("--hostauth") {
-        same("/etc/passwd".into(), true);
-        same("/etc/group".into(), true);
+        // Where nothing can be read-only, the host's rights keep them.
+        let read_only = !mode.mounts_nothing();
+        same("/etc/passwd".into(), read_only);
+        same("/etc/group".into(), read_only);
     }
     if words.has("--bindhome") {
         same(std::env::var("HOME").unwrap_or_default(), false);

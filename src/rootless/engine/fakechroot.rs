@@ -11,11 +11,11 @@ use rustix::process::Pid;
 use super::parent::is_at_terminal;
 use super::root::HOST_FILES;
 use super::signals::Forward;
-use super::{NO_SUCH_PROGRAM, outer};
-use crate::error::{Context as _, Error, Kind, Result};
+use super::{adopt, outer, program};
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::container::{Container, Mode};
-use crate::rootless::fake::{self, elf};
+use crate::rootless::fake::{self, OF_HOST, elf};
 use crate::rootless::process::Process;
 use crate::safefs::Root;
 
@@ -28,8 +28,8 @@ const LIBRARIES: [&str; 6] = [
     "/usr/lib64/libfakechroot.so",
     "/usr/lib/libfakechroot.so",
 ];
-/// Of the host's, in every container.
-const DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// Linux reads so much of a script to know who runs it.
+const MAX_LINE: u64 = 256;
 /// Where libraries are without anybody saying so.
 const USUAL: [&str; 10] = [
     "/lib/x86_64-linux-gnu",
@@ -51,33 +51,40 @@ const NOT_RUN: &str = "/sbin/ldconfig=/bin/true:/usr/sbin/ldconfig=/bin/true";
 /// # Errors
 /// [`Kind::Refused`] for what would see the host.
 pub fn run(container: &Container, process: &Process) -> Result<u8> {
-    let Some(files) = container.files() else {
-        fail!(Kind::Failed, "the container has no files of its own");
-    };
-    let library = library(&files)?;
-    let links = volumes(process, &files)?;
-    let mut command = command(container, process, &files, &library)?;
-    let at_terminal = is_at_terminal();
-    let forward = Forward::start(at_terminal)?;
+    let forward = Forward::start(is_at_terminal())?;
+    adopt::start()?;
     let turn = container.turn()?;
+    container.check_unchanged()?;
+    let files = container.files();
+    let Some(files) = files.filter(|files| fake::is_ready(container, files).unwrap_or(false))
+    else {
+        fail!(
+            Kind::Refused,
+            "container {} is being set up: try again",
+            container.record.id
+        );
+    };
     container.sweep_traces()?;
-    for (link, target) in &links {
-        place(link, target)?;
-    }
-    let running = command
+    let library = library(&files)?;
+    fake::volumes::make(container, &files, &process.volumes)?;
+    let running = command(container, process, &files, &library)?
         .spawn()
         .context(|| format!("cannot run {}", process.args.join(" ")))?;
     let pid = running.id();
-    container.add_holder(pid, None)?;
+    let recorded = container.add_holder(pid, None);
     drop(turn);
-    forward.to(Pid::from_child(&running));
-    let code = outer::wait_for(Pid::from_child(&running));
+    let code = match recorded {
+        Ok(()) => {
+            forward.to(Pid::from_child(&running));
+            outer::wait_for(Pid::from_child(&running))
+        }
+        Err(error) => Err(error),
+    };
+    adopt::end_all();
+    let _turn = container.turn()?;
     container.remove_holder(pid)?;
     if container.holders()?.is_empty() {
-        for (link, _) in &links {
-            // Another run may have begun; then it makes its own again.
-            let _ = std::fs::remove_file(link);
-        }
+        fake::volumes::sweep(container)?;
     }
     code
 }
@@ -94,7 +101,8 @@ pub fn find() -> Option<Utf8PathBuf> {
     }
 }
 
-/// The library, if it goes with the container's C library.
+/// The library, if it goes with the container's C library. One that does not is passed over by the loader, and
+/// nothing is confined.
 fn library(files: &Utf8Path) -> Result<Utf8PathBuf> {
     let Some(library) = find() else {
         fail!(
@@ -102,9 +110,23 @@ fn library(files: &Utf8Path) -> Result<Utf8PathBuf> {
             "libfakechroot.so is not installed: modes F1 to F4 are by it (FAKECHROOT_SO says where it is)"
         );
     };
+    if library.as_str().contains([' ', ':']) || !library.is_absolute() {
+        fail!(
+            Kind::Usage,
+            "{library}: the loader reads no such name of a library: absolute, without blanks and colons"
+        );
+    }
     let read = |path: &Utf8Path| std::fs::read(path).context(|| format!("cannot read {path}"));
-    let wants = elf::glibc(&read(&library)?);
+    let bytes = read(&library)?;
     let loader = fake::loader(files)?;
+    let ours = elf::machine(&read(&loader)?);
+    if elf::machine(&bytes).is_none() || elf::machine(&bytes) != ours {
+        fail!(
+            Kind::Refused,
+            "{library} is not a library for the container's processor: its programs would start without it, on the \
+             host's files; use mode N, R1 or P2"
+        );
+    }
     let libc = loader.with_file_name("libc.so.6");
     let libc = if libc.exists() {
         Some(libc)
@@ -117,11 +139,11 @@ fn library(files: &Utf8Path) -> Result<Utf8PathBuf> {
             "the container has no GNU C library: use mode N, R1 or P2"
         );
     };
-    let has = elf::glibc(&read(&libc)?);
-    if wants > has {
+    let (wants, has) = (elf::glibc(&bytes), elf::glibc(&read(&libc)?));
+    if wants.is_none() || wants > has {
         let text = |version: Option<(u32, u32)>| {
             version.map_or_else(
-                || "?".to_owned(),
+                || "none".to_owned(),
                 |(major, minor)| format!("{major}.{minor}"),
             )
         };
@@ -143,50 +165,6 @@ fn find_libc(files: &Utf8Path) -> Option<Utf8PathBuf> {
     all.find_map(|path| fake::resolve(files, &path).filter(|path| path.is_file()))
 }
 
-/// Links by which directories of the host are seen, and where they lead.
-fn volumes(process: &Process, files: &Utf8Path) -> Result<Vec<(Utf8PathBuf, Utf8PathBuf)>> {
-    let mut out = Vec::new();
-    for volume in &process.volumes {
-        if volume.read_only {
-            fail!(
-                Kind::Refused,
-                "modes F1 to F4 cannot make {} read-only: use mode N or R1",
-                volume.destination
-            );
-        }
-        if !volume.source.exists() {
-            fail!(Kind::NotFound, "there is no {}", volume.source);
-        }
-        if volume.source == volume.destination.as_str() {
-            continue;
-        }
-        let Some(link) = fake::resolve(files, &volume.destination) else {
-            fail!(Kind::Invalid, "{} leads in circles", volume.destination);
-        };
-        out.push((link, volume.source.clone()));
-    }
-    Ok(out)
-}
-
-fn place(link: &Utf8Path, target: &Utf8Path) -> Result<()> {
-    let failed = || format!("cannot make {link}");
-    if link.read_link_utf8().is_ok_and(|there| there == target) {
-        return Ok(());
-    }
-    if link.symlink_metadata().is_ok() {
-        // An empty directory is what an image has where a volume goes.
-        if std::fs::remove_dir(link).is_err() {
-            fail!(
-                Kind::Refused,
-                "modes F1 to F4 cannot have a volume where the container has files of its own: {link}"
-            );
-        }
-    } else if let Some(parent) = link.parent() {
-        std::fs::create_dir_all(parent).context(failed)?;
-    }
-    std::os::unix::fs::symlink(target, link).context(failed)
-}
-
 /// What is started: the program, by the loader or a script's interpreter where it needs one.
 fn command(
     container: &Container,
@@ -196,26 +174,9 @@ fn command(
 ) -> Result<Command> {
     let mode = container.record.mode;
     let resolved = process.resolve(&Root::open(files.as_std_path())?)?;
-    let cwd = fake::resolve(files, &process.cwd).filter(|_| process.cwd.starts_with('/'));
-    let Some(cwd) = cwd else {
-        fail!(
-            Kind::Usage,
-            "the working directory {} is not absolute",
-            process.cwd
-        );
-    };
-    if process.makes_cwd {
-        std::fs::create_dir_all(&cwd).context(|| format!("cannot create {cwd}"))?;
-    }
-    if !cwd.is_dir() {
-        fail!(
-            Kind::NotFound,
-            "the working directory {} is not there",
-            process.cwd
-        );
-    }
+    let cwd = program::directory(process, files)?;
     let loader = fake::loader(files)?;
-    let (program, mut words) = program(process, files, &resolved.env)?;
+    let (program, mut words) = started(process, files, &resolved.env)?;
     let bytes = std::fs::read(&program).context(|| format!("cannot read {program}"))?;
     match elf::kind(&bytes) {
         elf::Kind::Dynamic => {}
@@ -231,7 +192,16 @@ fn command(
             process.args.join(" ")
         ),
     }
+    let of_loader = std::fs::read(&loader).context(|| format!("cannot read {loader}"))?;
+    if elf::machine(&bytes) != elf::machine(&of_loader) {
+        fail!(
+            Kind::Refused,
+            "{} is for another processor than the container's C library: fakechroot does not confine it",
+            process.args.join(" ")
+        );
+    }
     let named = elf::interpreter(&bytes).unwrap_or_default();
+    let named = Utf8Path::new(&named).file_name().unwrap_or_default();
     if named.contains("musl") {
         fail!(
             Kind::Refused,
@@ -260,7 +230,7 @@ fn command(
             .iter()
             .filter_map(|entry| entry.split_once('=')),
     );
-    let seen = DIRECTORIES.into_iter().chain(
+    let seen = OF_HOST.into_iter().chain(
         HOST_FILES
             .into_iter()
             .filter(|path| Path::new(path).is_file()),
@@ -283,41 +253,19 @@ fn command(
 }
 
 /// The program as a file of the host, and its words: those of a script's interpreter if it is one.
-fn program(
+fn started(
     process: &Process,
     files: &Utf8Path,
     env: &[String],
 ) -> Result<(Utf8PathBuf, Vec<String>)> {
-    let words = process.args.clone();
-    let word = words.first().cloned().unwrap_or_default();
-    let path = env
-        .iter()
-        .find_map(|entry| entry.strip_prefix("PATH="))
-        .unwrap_or_default();
-    let candidates: Vec<String> = if word.contains('/') {
-        vec![Utf8Path::new(&process.cwd).join(&word).into_string()]
-    } else {
-        path.split(':')
-            .map(|directory| format!("{directory}/{word}"))
-            .collect()
-    };
-    let is_program = |path: &Utf8PathBuf| {
-        path.is_file()
-            && rustix::fs::access(path.as_std_path(), rustix::fs::Access::EXEC_OK).is_ok()
-    };
-    let found = candidates.into_iter().find_map(|inside| {
-        let path = fake::resolve(files, &inside).filter(is_program)?;
-        Some((inside, path))
-    });
-    let Some((inside, path)) = found else {
-        return Err(Error::new(
-            Kind::Child(NO_SUCH_PROGRAM),
-            format!("command not found or has no execute bit set: {word}"),
-        ));
-    };
-    let head = std::fs::read(&path).context(|| format!("cannot read {path}"))?;
+    use std::io::Read as _;
+    let found = program::find(process, files, env)?;
+    let mut head = Vec::new();
+    std::fs::File::open(&found.outside)
+        .and_then(|file| file.take(MAX_LINE).read_to_end(&mut head))
+        .context(|| format!("cannot read {}", found.outside))?;
     let Some(line) = head.strip_prefix(b"#!") else {
-        return Ok((path, words));
+        return Ok((found.outside, process.args.clone()));
     };
     let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line).trim().to_owned();
@@ -325,17 +273,16 @@ fn program(
         Some((interpreter, option)) => (interpreter.to_owned(), Some(option.trim().to_owned())),
         None => (line, None),
     };
-    let Some(path) = fake::resolve(files, &interpreter).filter(is_program) else {
-        fail!(
-            Kind::Child(super::CANNOT_EXECUTE),
-            "cannot execute {word}: there is no {interpreter}"
-        );
+    let by = Process {
+        args: vec![interpreter.clone()],
+        ..process.clone()
     };
-    let mut new = vec![interpreter];
-    new.extend(option);
-    new.push(inside);
-    new.extend(words.into_iter().skip(1));
-    Ok((path, new))
+    let path = program::find(&by, files, env)?.outside;
+    let mut words = vec![interpreter];
+    words.extend(option);
+    words.push(found.inside);
+    words.extend(process.args.iter().skip(1).cloned());
+    Ok((path, words))
 }
 
 /// Where the loader looks: places as names of the host.

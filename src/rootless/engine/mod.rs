@@ -15,6 +15,7 @@
 //! [`proot`] and [`fakechroot`] need none of this: no namespaces, no mounts, but files of the container's own. [`probe`] finds
 //! out whether what it runs sees anything of the host's.
 
+mod adopt;
 pub mod enter;
 pub mod fakechroot;
 pub mod init;
@@ -22,6 +23,7 @@ mod join;
 pub mod outer;
 pub mod parent;
 mod probe;
+mod program;
 pub mod proot;
 mod root;
 mod runtime;

@@ -16,12 +16,13 @@ use crate::command::Child;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::container::{Container, children_of};
+use crate::rootless::fake;
 use crate::rootless::home::Home;
 use crate::rootless::process::Process;
 use crate::rootless::tree::Tree;
 use crate::runtime::Runtime;
 use crate::runtime::userns::Mapping;
-use crate::safefs::{self, Root};
+use crate::safefs::{self, Lock, Root};
 
 /// Run a process in a container and return its exit code.
 ///
@@ -33,17 +34,27 @@ pub fn run(
     process: Process,
     runtime: Option<&Runtime>,
 ) -> Result<u8> {
+    let turn = container.turn()?;
+    container.check_unchanged()?;
+    if fake::is_changed(container) {
+        fail!(
+            Kind::Refused,
+            "container {} is being set up: try again",
+            container.record.id
+        );
+    }
     run_inside(
         home,
         container,
         Inside::First,
         Some((process, runtime)),
         Stdio::inherit(),
+        turn,
     )
 }
 
 /// Run a program of the host on the root of a container, as root of its user namespace, and return its exit
-/// code.
+/// code. `turn`: the container's, which is held until the program is on record.
 ///
 /// # Errors
 /// As [`run`].
@@ -52,8 +63,9 @@ pub fn run_of_host(
     container: &Container,
     words: Vec<String>,
     stdout: Stdio,
+    turn: Lock,
 ) -> Result<u8> {
-    run_inside(home, container, Inside::Host(words), None, stdout)
+    run_inside(home, container, Inside::Host(words), None, stdout, turn)
 }
 
 fn run_inside(
@@ -62,6 +74,7 @@ fn run_inside(
     inside: Inside,
     process: Option<(Process, Option<&Runtime>)>,
     stdout: Stdio,
+    turn: Lock,
 ) -> Result<u8> {
     let mapping = Mapping::of_user();
     let at_terminal = is_at_terminal();
@@ -71,7 +84,6 @@ fn run_inside(
         Some(_) => Base::Files,
         None => Base::Overlay(lower(home, container, &mapping)?),
     };
-    let turn = container.turn()?;
     container.sweep_traces()?;
     let Stage {
         mut running,

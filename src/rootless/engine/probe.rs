@@ -10,7 +10,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::proot::Proot;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 use crate::rootless::container::Mode;
 use crate::rootless::home::Home;
 use crate::safefs;
@@ -25,6 +26,8 @@ pub enum Confinement {
     Leaky,
     /// Sees the host.
     None,
+    /// There is no probe for this processor.
+    Unknown,
 }
 
 /// The probe's exit codes.
@@ -63,13 +66,13 @@ fn key(proot: &Proot, mode: Mode) -> Result<String> {
     ))
 }
 
-/// Where there is no probe for the processor nothing is known to be whole.
 fn try_out(home: &Home, proot: &Proot, mode: Mode) -> Result<Confinement> {
     let Some(program) = program() else {
-        return Ok(Confinement::Leaky);
+        return Ok(Confinement::Unknown);
     };
     let failed = || "cannot try out how well programs are confined".into();
-    home.turn()?;
+    // While it is held nobody sweeps.
+    let _turn = home.turn()?;
     let root = tempfile::Builder::new()
         .prefix(".probe-")
         .tempdir_in(home.trees())
@@ -81,23 +84,27 @@ fn try_out(home: &Home, proot: &Proot, mode: Mode) -> Result<Confinement> {
     // A name that no host has.
     let marker = format!("atomic-rs-{}", uuid::Uuid::new_v4());
     std::fs::write(root.path().join(&marker), "").context(failed)?;
-    let status = proot
+    let done = proot
         .command(mode)
         .arg("-r")
         .arg(root.path())
         .args(["-w", "/", "-0", "/probe", &format!("/{marker}")])
         .stdin(std::process::Stdio::null())
         .output()
-        .context(failed)?
-        .status;
-    Ok(match status.code() {
-        Some(0) => Confinement::Whole,
-        Some(STATX_SEES_NOTHING) => Confinement::Leaky,
-        other => {
-            tracing::debug!(?other, expected = SEES_NOTHING, "not confined");
-            Confinement::None
-        }
-    })
+        .context(failed)?;
+    match done.status.code() {
+        Some(0) => Ok(Confinement::Whole),
+        Some(STATX_SEES_NOTHING) => Ok(Confinement::Leaky),
+        Some(SEES_NOTHING) => Ok(Confinement::None),
+        // Something is in its way, which may be gone the next time.
+        _ => fail!(
+            Kind::Refused,
+            "{} does not run in mode {mode}, and so whether it confines is not known: {} {}",
+            proot.path(),
+            done.status,
+            String::from_utf8_lossy(&done.stderr).trim()
+        ),
+    }
 }
 
 /// A program without libraries: it opens the file that its first word names, then asks `statx` of it.

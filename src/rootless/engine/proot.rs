@@ -3,32 +3,30 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child as Running, Command};
-use std::time::Duration;
+use std::sync::Arc;
 
 use camino::Utf8Path;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait};
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, wait};
 
 use super::parent::is_at_terminal;
 use super::probe::{self, Confinement};
 use super::root::HOST_FILES;
 use super::signals::Forward;
-use super::{NO_SUCH_PROGRAM, wire};
+use super::{adopt, program, wire};
 use crate::command::{Child, find_program};
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::container::{Container, Mode, children_of};
+use crate::rootless::fake::{self, OF_HOST};
 use crate::rootless::home::Home;
 use crate::rootless::process::Process;
-use crate::safefs::{Files as _, Root};
+use crate::safefs::{self, Files as _, Root};
 
 /// By this variable `PRoot` is told not to use seccomp.
 const NO_SECCOMP: (&str, &str) = ("PROOT_NO_SECCOMP", "1");
-/// Of the host's, in every container.
-const DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// No C library is larger.
 const MAX_LIBRARY_BYTES: u64 = 64 * 1024 * 1024;
-/// Between two looks at what is starting or ending.
-const POLL: Duration = Duration::from_millis(5);
 
 /// The program, and what it can do.
 #[derive(Debug, Clone)]
@@ -74,6 +72,10 @@ impl Proot {
         let mut command = Command::new(&self.path);
         // It is not to die with us: what it has in hand would go on without it, and on the host's files.
         command.env_clear();
+        // Where it puts what it executes itself by.
+        if let Some(path) = std::env::var_os("PROOT_TMP_DIR") {
+            command.env("PROOT_TMP_DIR", path);
+        }
         if mode == Mode::P2 && self.has_seccomp {
             command.env(NO_SECCOMP.0, NO_SECCOMP.1);
         }
@@ -89,27 +91,32 @@ impl Proot {
 /// # Errors
 /// [`Kind::Refused`] if this `PRoot` does not confine it, and nobody wants it nevertheless (`allow_leaky`).
 pub fn run(home: &Home, container: &Container, process: &Process, allow_leaky: bool) -> Result<u8> {
-    let Some(files) = container.files() else {
-        fail!(Kind::Failed, "the container has no files of its own");
-    };
     let proot = Proot::find()?;
     let mode = container.record.mode;
-    check(home, &proot, mode, &files, allow_leaky)?;
-    let mut command = command(&proot, mode, &files, process)?;
-    let at_terminal = is_at_terminal();
-    let forward = Forward::start(at_terminal)?;
-    // Whoever loses their parents is ours to end.
-    let own = rustix::process::getpid();
-    rustix::process::set_child_subreaper(Some(own)).context(|| "cannot adopt processes".into())?;
+    let forward = Forward::start(is_at_terminal())?;
+    adopt::start()?;
     let turn = container.turn()?;
+    container.check_unchanged()?;
+    let Some(files) = container.files().filter(|_| !fake::is_changed(container)) else {
+        fail!(
+            Kind::Refused,
+            "container {} is being set up: try again",
+            container.record.id
+        );
+    };
+    check(home, &proot, mode, &files, allow_leaky)?;
     container.sweep_traces()?;
-    let running = command
+    let running = command(&proot, mode, &files, process)?
         .spawn()
         .context(|| format!("cannot run {}", proot.path))?;
     let pid = running.id();
-    container.add_holder(pid, None)?;
+    let recorded = container.add_holder(pid, None);
     drop(turn);
-    let code = see_to(&running, &forward);
+    let code = match recorded {
+        Ok(()) => see_to(&running, &forward),
+        Err(error) => Err(error),
+    };
+    adopt::end_all();
     container.remove_holder(pid)?;
     code
 }
@@ -117,22 +124,27 @@ pub fn run(home: &Home, container: &Container, process: &Process, allow_leaky: b
 /// Wait for its end, and for that of all that it ran.
 fn see_to(running: &Running, forward: &Forward) -> Result<u8> {
     let proot = running.id();
-    let failed = || "cannot start a thread".into();
     let first = first_child(proot);
+    let watched = first.and_then(|first| pidfd_open(first, PidfdFlags::empty()).ok());
     if let Some(first) = first {
         forward.to(first);
-        let watch = std::thread::Builder::new().name("watch".into());
-        // It ends with the program.
-        watch
-            .spawn(move || {
-                wait_for_end(first);
-                loop {
-                    end_others(proot);
-                    std::thread::sleep(POLL);
-                }
-            })
-            .context(failed)?;
     }
+    let watched = watched.map(Arc::new);
+    let seen = watched.clone();
+    std::thread::Builder::new()
+        .name("watch".into())
+        // It ends with this process.
+        .spawn(move || {
+            if let Some(watched) = seen {
+                let poll = &mut [PollFd::new(&watched, PollFlags::IN)];
+                while rustix::event::poll(poll, None) == Err(rustix::io::Errno::INTR) {}
+            }
+            loop {
+                adopt::kill_others(Some(proot));
+                std::thread::sleep(adopt::POLL);
+            }
+        })
+        .context(|| "cannot start a thread".into())?;
     let code = loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == Pid::from_child(running) => {
@@ -142,47 +154,26 @@ fn see_to(running: &Running, forward: &Forward) -> Result<u8> {
             Err(error) => return Err(error).context(|| "cannot wait for the container".into()),
         }
     };
-    // If it was killed, what it had in hand runs on, and sees the host.
-    while !children_of(std::process::id()).is_empty() {
-        end_others(proot);
-        let _ = wait(WaitOptions::NOHANG);
-        std::thread::sleep(POLL);
-    }
-    Ok(code)
+    // PRoot says how the last of all programs ended that were not killed.
+    let status = watched.and_then(|watched| safefs::status_of_ended(&watched));
+    Ok(status.map_or(code, |status| match status & 0x7f {
+        0 => u8::try_from(status >> 8 & 0xff).unwrap_or(code),
+        signal => u8::try_from(128 + signal).unwrap_or(code),
+    }))
 }
 
-/// The program itself, as soon as there is one.
+/// The program itself, as soon as there is one; nothing if it has ended before it was seen.
 fn first_child(proot: u32) -> Option<Pid> {
     loop {
         if let Some(first) = children_of(proot).first() {
             return i32::try_from(*first).ok().and_then(Pid::from_raw);
         }
         let stat = std::fs::read_to_string(format!("/proc/{proot}/stat")).ok()?;
-        if stat.contains(") Z ") {
+        // What it left behind is ours.
+        if stat.contains(") Z ") || !adopt::others(Some(proot)).is_empty() {
             return None;
         }
-        std::thread::sleep(POLL);
-    }
-}
-
-fn wait_for_end(pid: Pid) {
-    if let Ok(watched) = pidfd_open(pid, PidfdFlags::empty()) {
-        let poll = &mut [rustix::event::PollFd::new(
-            &watched,
-            rustix::event::PollFlags::IN,
-        )];
-        while rustix::event::poll(poll, None) == Err(rustix::io::Errno::INTR) {}
-    }
-}
-
-/// End all that was adopted.
-fn end_others(proot: u32) {
-    for pid in children_of(std::process::id()) {
-        if pid != proot
-            && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
-        {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        std::thread::sleep(adopt::POLL);
     }
 }
 
@@ -197,6 +188,12 @@ fn check(
 ) -> Result<()> {
     match probe::confinement(home, proot, mode)? {
         Confinement::Whole => Ok(()),
+        Confinement::Unknown if allow_leaky => Ok(()),
+        Confinement::Unknown => fail!(
+            Kind::Refused,
+            "whether {} confines what it runs is not known on this processor: use mode N or R1, or --allow-leaky",
+            proot.path
+        ),
         Confinement::None => fail!(
             Kind::Refused,
             "{} does not confine what it runs in mode {mode}: it would run on the host's own files",
@@ -238,18 +235,12 @@ fn uses_statx(files: &Utf8Path) -> Result<bool> {
 }
 
 fn command(proot: &Proot, mode: Mode, files: &Utf8Path, process: &Process) -> Result<Command> {
-    let root = Root::open(files.as_std_path())?;
-    let resolved = process.resolve(&root)?;
-    if !process.cwd.starts_with('/') {
-        fail!(
-            Kind::Usage,
-            "the working directory {} is not absolute",
-            process.cwd
-        );
-    }
+    let resolved = process.resolve(&Root::open(files.as_std_path())?)?;
+    program::directory(process, files)?;
+    let program = program::find(process, files, &resolved.env)?;
     let mut command = proot.command(mode);
     command.args(["-r", files.as_str(), "-w", &process.cwd]);
-    for path in DIRECTORIES {
+    for path in OF_HOST {
         command.args(["-b", path]);
     }
     for path in HOST_FILES {
@@ -279,9 +270,8 @@ fn command(proot: &Proot, mode: Mode, files: &Utf8Path, process: &Process) -> Re
         if !volume.source.exists() {
             fail!(Kind::NotFound, "there is no {}", volume.source);
         }
-        command
-            .arg("-b")
-            .arg(format!("{}:{}", volume.source, volume.destination));
+        let pair = format!("{}:{}", volume.source, volume.destination);
+        command.args(["-b", &pair]);
     }
     let user = &resolved.user;
     if user.uid == 0 {
@@ -289,38 +279,14 @@ fn command(proot: &Proot, mode: Mode, files: &Utf8Path, process: &Process) -> Re
     } else {
         command.args(["-i", &format!("{}:{}", user.uid, user.gid)]);
     }
-    let is_seen = |path: &str| {
-        process
-            .volumes
-            .iter()
-            .any(|volume| Utf8Path::new(path).starts_with(&volume.destination))
-    };
-    if process.makes_cwd {
-        root.make_dir(&process.cwd)?;
-    } else if !is_seen(&process.cwd) && !root.stat(&process.cwd)?.is_some_and(|stat| stat.is_dir) {
-        fail!(
-            Kind::NotFound,
-            "the working directory {} is not there",
-            process.cwd
-        );
-    }
-    let Some((word, _)) = process.args.split_first() else {
-        fail!(Kind::Usage, "there is no program");
-    };
-    // It would look for it by itself, and say that there is none by a code that means other things as well.
-    let has_volumes = !process.volumes.is_empty();
-    if !has_volumes && !is_program(&root, word, &process.cwd, &resolved.env)? {
-        return Err(Error::new(
-            Kind::Child(NO_SUCH_PROGRAM),
-            format!("command not found or has no execute bit set: {word}"),
-        ));
-    }
-    command.args(&process.args);
+    // A word of the image's that begins with a dash would be an option: paths begin with a slash.
+    command.arg(program.inside);
+    command.args(process.args.iter().skip(1));
     let pairs = resolved
         .env
         .iter()
         .filter_map(|entry| entry.split_once('='));
-    command.envs(pairs);
+    command.envs(pairs.filter(|(name, _)| is_for_programs(name)));
     if !is_at_terminal() {
         // A hang-up of our terminal is no concern of its.
         command.process_group(0);
@@ -328,20 +294,11 @@ fn command(proot: &Proot, mode: Mode, files: &Utf8Path, process: &Process) -> Re
     Ok(command)
 }
 
-fn is_program(root: &Root, word: &str, cwd: &str, env: &[String]) -> Result<bool> {
-    let is_executable = |path: &str| -> Result<bool> {
-        let found = root.stat(path)?;
-        Ok(found.is_some_and(|stat| !stat.is_dir && stat.mode & 0o111 != 0))
-    };
-    let below = |directory: &str| Utf8Path::new(directory).join(word);
-    if word.contains('/') {
-        return is_executable(below(cwd).as_str());
+/// Whether a variable is for what runs inside alone: these would be heard by `PRoot` or its loader first.
+fn is_for_programs(name: &str) -> bool {
+    let is_heard = name.starts_with("PROOT_") || matches!(name, "LD_PRELOAD" | "LD_AUDIT");
+    if is_heard {
+        tracing::warn!("{name} is not passed on: it would be for PRoot itself");
     }
-    let path = env.iter().find_map(|entry| entry.strip_prefix("PATH="));
-    for directory in path.unwrap_or_default().split(':') {
-        if is_executable(below(directory).as_str())? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    !is_heard
 }

@@ -39,7 +39,9 @@ struct Segment {
     kind: u64,
     offset: u64,
     address: u64,
+    /// In the file, and in memory.
     size: u64,
+    memory: u64,
 }
 
 fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
@@ -83,21 +85,26 @@ impl Class {
             .map(|index| {
                 let at = table.checked_add(index.checked_mul(size)?)?;
                 let field = |offset: usize| number(bytes, at.checked_add(offset)?, self.word());
-                let [offset, address, length] = self.fields();
                 Some(Segment {
                     at,
                     kind: number(bytes, at, 4)?,
-                    offset: field(offset)?,
-                    address: field(address)?,
-                    size: field(length)?,
+                    offset: field(self.offset())?,
+                    address: field(if self.is_64 { 16 } else { 8 })?,
+                    size: field(self.size())?,
+                    memory: field(if self.is_64 { 40 } else { 20 })?,
                 })
             })
             .collect()
     }
 
-    /// Of a program header: where its place in the file, its address and its size are.
-    fn fields(self) -> [usize; 3] {
-        if self.is_64 { [8, 16, 32] } else { [4, 8, 16] }
+    /// Of a program header: where its place in the file is.
+    fn offset(self) -> usize {
+        if self.is_64 { 8 } else { 4 }
+    }
+
+    /// Of a program header: where its size in the file is.
+    fn size(self) -> usize {
+        if self.is_64 { 32 } else { 16 }
     }
 }
 
@@ -118,6 +125,12 @@ pub fn kind(bytes: &[u8]) -> Kind {
     }
 }
 
+/// For which processor a file is, and of how many bits; nothing if it is none.
+pub fn machine(bytes: &[u8]) -> Option<(bool, u64)> {
+    let class = Class::of(bytes)?;
+    Some((class.is_64, number(bytes, 18, 2)?))
+}
+
 /// The loader that a program names.
 pub fn interpreter(bytes: &[u8]) -> Option<String> {
     let segments = Class::of(bytes)?.segments(bytes)?;
@@ -129,14 +142,19 @@ pub fn interpreter(bytes: &[u8]) -> Option<String> {
     String::from_utf8(text.to_vec()).ok()
 }
 
-/// The same file with another loader, which `loader` has for the one it names, and without places to look for
-/// libraries that begin at the root; nothing if there is nothing to change.
+/// The same file with another loader, which `loader` has for the one it names, and with places to look for
+/// libraries that begin at the root made such that no host has them; nothing if there is nothing to change.
+///
+/// Everything that [`restored`] needs to undo this is in the file itself, wherever it is copied or moved to.
 pub fn patched(bytes: &[u8], loader: impl Fn(&str) -> Option<String>) -> Option<Vec<u8>> {
     let class = Class::of(bytes)?;
     let segments = class.segments(bytes)?;
     let mut out = bytes.to_vec();
     let mut is_changed = false;
     if let Some(segment) = segments.iter().find(|segment| segment.kind == INTERPRETER)
+        // What is restored is what these two say.
+        && in_file(&segments, segment.address) == Some(segment.offset)
+        && segment.size == segment.memory
         && let Some(new) = interpreter(bytes).and_then(|old| loader(&old))
         && new.len() < MAX_INTERPRETER
     {
@@ -145,24 +163,75 @@ pub fn patched(bytes: &[u8], loader: impl Fn(&str) -> Option<String>) -> Option<
         let at = out.len() as u64;
         out.extend_from_slice(new.as_bytes());
         out.push(0);
-        let [offset, _, size] = class.fields();
-        put(&mut out, segment.at + offset, class.word(), at)?;
+        put(&mut out, segment.at + class.offset(), class.word(), at)?;
         put(
             &mut out,
-            segment.at + size,
+            segment.at + class.size(),
             class.word(),
             new.len() as u64 + 1,
         )?;
         is_changed = true;
     }
     for place in absolute_paths(bytes, class, &segments).unwrap_or_default() {
-        // No directory of a host begins like this.
-        if let Some(byte) = out.get_mut(place + 1).filter(|byte| **byte > 1) {
-            *byte = 1;
+        if let Some(byte) = out.get_mut(place + 1).filter(|byte| byte.is_ascii()) {
+            *byte |= MOVED;
             is_changed = true;
         }
     }
     is_changed.then_some(out)
+}
+
+/// What a file was before [`patched`]; nothing if it was not. `is_ours`: tells the names of loaders that it was
+/// given.
+pub fn restored(bytes: &[u8], is_ours: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
+    let class = Class::of(bytes)?;
+    let segments = class.segments(bytes)?;
+    let mut out = bytes.to_vec();
+    let mut is_changed = false;
+    for place in absolute_paths(bytes, class, &segments).unwrap_or_default() {
+        if let Some(byte) = out.get_mut(place + 1).filter(|byte| !byte.is_ascii()) {
+            *byte &= !MOVED;
+            is_changed = true;
+        }
+    }
+    if let Some(segment) = segments.iter().find(|segment| segment.kind == INTERPRETER)
+        && interpreter(bytes).is_some_and(|name| is_ours(&name))
+        && let Some(offset) = in_file(&segments, segment.address)
+        // It may have been stripped or signed since, and then has more behind it.
+        && segment.offset.checked_add(segment.size) == Some(bytes.len() as u64)
+    {
+        put(&mut out, segment.at + class.offset(), class.word(), offset)?;
+        put(
+            &mut out,
+            segment.at + class.size(),
+            class.word(),
+            segment.memory,
+        )?;
+        out.truncate(usize::try_from(segment.offset).ok()?);
+        is_changed = true;
+    }
+    is_changed.then_some(out)
+}
+
+/// Whether a place where it looks for libraries begins as [`patched`] would have it begin.
+pub fn looks_patched(bytes: &[u8]) -> bool {
+    let places =
+        Class::of(bytes).and_then(|class| absolute_paths(bytes, class, &class.segments(bytes)?));
+    let mut places = places.into_iter().flatten();
+    places.any(|place| bytes.get(place + 1).is_some_and(|byte| !byte.is_ascii()))
+}
+
+/// What of a name's second byte is set where it begins at the root: no directory of a host begins like that.
+const MOVED: u8 = 0x80;
+
+/// Where in the file something is that is at an address in memory.
+fn in_file(segments: &[Segment], address: u64) -> Option<u64> {
+    let loaded = segments.iter().find(|segment| {
+        segment.kind == LOADED
+            && address >= segment.address
+            && address - segment.address < segment.size
+    })?;
+    (address - loaded.address).checked_add(loaded.offset)
 }
 
 /// Where in the file the absolute ones of the directories begin in which it looks for libraries.
@@ -176,17 +245,11 @@ fn absolute_paths(bytes: &[u8], class: Class, segments: &[Segment]) -> Option<Ve
         .take_while(|(tag, _)| *tag != 0)
         .collect();
     let (_, strings) = entries.iter().find(|(tag, _)| *tag == STRINGS)?;
-    let loaded = segments.iter().find(|segment| {
-        segment.kind == LOADED
-            && *strings >= segment.address
-            && strings - segment.address < segment.size
-    })?;
-    let strings = strings - loaded.address + loaded.offset;
+    let strings = in_file(segments, *strings)?;
     let mut out = Vec::new();
-    for (_, offset) in entries
-        .iter()
-        .filter(|(tag, _)| matches!(*tag, RPATH | RUNPATH))
-    {
+    let last = |kind| entries.iter().rev().find(|(tag, _)| *tag == kind);
+    // Of several the last one counts.
+    for (_, offset) in [last(RPATH), last(RUNPATH)].into_iter().flatten() {
         let at = usize::try_from(strings.checked_add(*offset)?).ok()?;
         let text = bytes.get(at..)?.split(|byte| *byte == 0).next()?;
         let mut begin = at;
@@ -198,20 +261,6 @@ fn absolute_paths(bytes: &[u8], class: Class, segments: &[Segment]) -> Option<Ve
         }
     }
     Some(out)
-}
-
-/// The directories among which a file looks for libraries that begin at the root.
-pub fn library_directories(bytes: &[u8]) -> Vec<String> {
-    let places =
-        Class::of(bytes).and_then(|class| absolute_paths(bytes, class, &class.segments(bytes)?));
-    let text = |at: usize| {
-        let text = bytes
-            .get(at..)?
-            .split(|byte| matches!(*byte, 0 | b':'))
-            .next()?;
-        String::from_utf8(text.to_vec()).ok()
-    };
-    places.into_iter().flatten().filter_map(text).collect()
 }
 
 /// The GNU loader without any place of the host's where it would look for libraries: of the same length, so
@@ -297,6 +346,29 @@ mod tests {
         std::fs::remove_file(&link).unwrap();
         assert!(run().is_err());
         assert!(patched(&bytes, |_| None).is_none());
+        // And back.
+        assert!(restored(&new, |_| false).is_none());
+        assert!(restored(&bytes, |_| false).is_none());
+        assert!(restored(&new, |name| name == named).unwrap() == bytes);
+        assert_eq!(machine(&bytes), machine(&new));
+    }
+
+    #[test]
+    fn places_of_libraries_are_moved_and_moved_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        let made = std::process::Command::new("sh")
+            .args(["-c", "echo 'int main(void){return 0;}' | cc -x c - -o \"$0\" -Wl,-rpath,/opt/x/lib:\\$ORIGIN/../lib:/y"])
+            .arg(&path)
+            .status();
+        assert!(made.unwrap().success());
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!looks_patched(&bytes));
+        let new = patched(&bytes, |_| None).unwrap();
+        assert!(looks_patched(&new) && new.len() == bytes.len());
+        let differing = bytes.iter().zip(&new).filter(|(a, b)| a != b).count();
+        assert_eq!(differing, 2);
+        assert!(restored(&new, |_| false).unwrap() == bytes);
     }
 
     #[test]
@@ -309,7 +381,7 @@ mod tests {
                 interpreter(cut),
                 patched(cut, |_| Some("/x".into())),
             );
-            let _ = library_directories(cut);
+            let _ = (restored(cut, |_| true), looks_patched(cut), machine(cut));
         }
         let mut state = 7u32;
         for _ in 0..20_000 {
@@ -319,7 +391,10 @@ mod tests {
                 let at = (state >> 8) as usize % 1024;
                 odd[at] = state.to_le_bytes()[3];
             }
-            let _ = patched(&odd, |_| Some("/x".into()));
+            let _ = (
+                patched(&odd, |_| Some("/x".into())),
+                restored(&odd, |_| true),
+            );
         }
         assert_eq!(kind(b"#!/bin/sh\n"), Kind::Other);
     }
