@@ -51,7 +51,7 @@ impl Tree {
             safefs::remove_tree(staged.as_std_path())?;
             safefs::make_private_dir(staged.as_std_path())?;
             store.check_out_as(&commit, &staged, "checkout")?;
-            safefs::sync_file_system(staged.as_std_path())?;
+            // It is links alone, to what is durable already: file systems with a journal have them before the name.
             safefs::rename(staged.as_std_path(), tree.path.as_std_path())?;
         }
         let mapping = Mapping::of_user();

@@ -3,17 +3,33 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Condvar, Mutex};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use ostree::Repo;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, linkat, mkdirat, openat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, lgetxattr, linkat, mkdirat, openat,
+    symlinkat,
+};
 use rustix::io::Errno;
 
 use super::objects::{Checksum, DirMeta, read_dirmeta, read_dirtree};
-use super::writers::{lock, object_path, reset_times, set_xattrs, threads, wait};
-use crate::error::{Context as _, Error, Kind, Result};
+use super::writers::{OSTREE_META, lock, object_path, reset_times, set_xattrs, threads, wait};
+use crate::error::{Context as _, Error, Result};
 use crate::fail;
+
+/// Linux has no longer ones.
+const MAX_ATTRIBUTES: usize = 64 * 1024;
+
+/// What a repository keeps of files, and so what a checkout of its has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Files as they are.
+    Bare,
+    /// Owners and modes in an attribute, links as files: a checkout has one owner, and links.
+    BareUser,
+}
 
 /// A directory that is there and has to be filled.
 struct Todo {
@@ -41,7 +57,9 @@ enum Outcome {
 }
 
 struct Checkout {
+    kind: Kind,
     objects: File,
+    path: Utf8PathBuf,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -53,13 +71,16 @@ struct Checkout {
 pub fn check_out(
     repo: &Repo,
     path: &Utf8Path,
+    kind: Kind,
     (tree, meta): (Checksum, Checksum),
     parent: &File,
     name: &str,
 ) -> Result<bool> {
     let objects = path.join("objects");
     let checkout = Checkout {
+        kind,
         objects: File::open(&objects).context(|| format!("cannot open {objects}"))?,
+        path: objects,
         queue: Mutex::default(),
         changed: Condvar::new(),
     };
@@ -146,6 +167,10 @@ impl Checkout {
         for (name, file) in &tree.files {
             check_name(name)?;
             let object = object_path(file);
+            if self.kind == Kind::BareUser && self.is_link(&object)? {
+                self.copy_link(&object, &here, name)?;
+                continue;
+            }
             match linkat(
                 &self.objects,
                 object,
@@ -175,7 +200,16 @@ impl Checkout {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(read_dirmeta(repo, &todo.meta)?),
         };
-        give(&here, meta).context(failed)?;
+        if self.kind == Kind::BareUser {
+            // Others are on their way to what is below, and have no rights of root's.
+            if meta.mode & 0o700 != 0o700 {
+                return Ok(Outcome::Full);
+            }
+            fchmod(&here, Mode::from(meta.mode)).context(failed)?;
+            reset_times(&here).context(failed)?;
+        } else {
+            give(&here, meta).context(failed)?;
+        }
         if !below.is_empty() {
             self.push(below);
         }
@@ -183,11 +217,47 @@ impl Checkout {
     }
 }
 
+impl Checkout {
+    /// Whether an object stands for a symbolic link. Source: ostree-core.h, `user.ostreemeta` is
+    /// `(uuua(ayay))`, big-endian: user, group, mode, attributes.
+    fn is_link(&self, object: &str) -> Result<bool> {
+        let path = self.path.join(object);
+        let failed = || format!("cannot read the attributes of {path}");
+        // Its attributes may be of any length.
+        let mut buffer = vec![0; 256];
+        let length = loop {
+            match lgetxattr(path.as_std_path(), OSTREE_META, &mut buffer) {
+                Err(Errno::RANGE) if buffer.len() < MAX_ATTRIBUTES => {
+                    buffer.resize(buffer.len() * 16, 0);
+                }
+                read => break read.context(failed)?,
+            }
+        };
+        let mode = buffer[..length].get(8..12).unwrap_or_default();
+        let Ok(mode) = <[u8; 4]>::try_from(mode) else {
+            fail!(
+                crate::error::Kind::Invalid,
+                "the attributes of {path} are damaged"
+            );
+        };
+        Ok(FileType::from_raw_mode(u32::from_be_bytes(mode)) == FileType::Symlink)
+    }
+
+    fn copy_link(&self, object: &str, here: &File, name: &str) -> Result<()> {
+        let path = self.path.join(object);
+        let target = std::fs::read(&path).context(|| format!("cannot read {path}"))?;
+        // It ends with a NUL.
+        let target = target.strip_suffix(b"\0").unwrap_or(&target);
+        let target = std::ffi::OsStr::from_bytes(target);
+        symlinkat(target, here, name).context(|| format!("cannot link {name}"))
+    }
+}
+
 /// A repository may come from elsewhere: its names must stay in their directory.
 fn check_name(name: &str) -> Result<()> {
     if matches!(name, "" | "." | "..") || name.contains('/') {
         fail!(
-            Kind::Invalid,
+            crate::error::Kind::Invalid,
             "\"{}\" is not a file name",
             name.escape_debug()
         );
@@ -240,13 +310,21 @@ mod tests {
 
     #[test]
     fn a_checkout_is_what_libostree_makes_of_the_tree() {
-        if !rustix::process::geteuid().is_root() {
-            return;
+        if rustix::process::geteuid().is_root() {
+            compare(Kind::Bare);
         }
+        compare(Kind::BareUser);
+    }
+
+    fn compare(kind: Kind) {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8Path::from_path(dir.path()).unwrap();
         let repo = crate::store::repository(&path.join("repo")).unwrap();
-        repo.create(ostree::RepoMode::Bare, NO_CANCEL).unwrap();
+        let mode = match kind {
+            Kind::Bare => ostree::RepoMode::Bare,
+            Kind::BareUser => ostree::RepoMode::BareUser,
+        };
+        repo.create(mode, NO_CANCEL).unwrap();
         let file = repo
             .write_regfile_inline(None, 5, 6, 0o104_755, None, b"content", NO_CANCEL)
             .unwrap();
@@ -270,7 +348,11 @@ mod tests {
         for depth in 0..4 {
             let below = write_dirtree(&repo, &tree).unwrap();
             for name in 0..6 {
-                let mode = [0o755, 0o700, 0o1777, 0o2755, 0o000, 0o711][name];
+                let mut mode = [0o755, 0o700, 0o1777, 0o2755, 0o000, 0o711][name];
+                if kind == Kind::BareUser && mode == 0 {
+                    // That is left to libostree.
+                    mode = 0o750;
+                }
                 tree.dirs
                     .insert(format!("d{name}"), (below, meta(mode, depth)));
             }
@@ -285,8 +367,14 @@ mod tests {
         let (root, commit) = ((commit.tree, commit.meta), commit.seal());
         commit.write(&repo).unwrap();
         let parent = File::open(path).unwrap();
-        assert!(check_out(&repo, &path.join("repo"), root, &parent, "ours").unwrap());
-        let options = ostree::RepoCheckoutAtOptions::default();
+        assert!(check_out(&repo, &path.join("repo"), kind, root, &parent, "ours").unwrap());
+        let options = ostree::RepoCheckoutAtOptions {
+            mode: match kind {
+                Kind::Bare => ostree::RepoCheckoutMode::None,
+                Kind::BareUser => ostree::RepoCheckoutMode::User,
+            },
+            ..Default::default()
+        };
         repo.checkout_at(
             Some(&options),
             parent.as_raw_fd(),
@@ -298,15 +386,23 @@ mod tests {
         let [ours, theirs] = ["ours", "theirs"].map(|name| {
             let mut out = BTreeMap::new();
             listing(&path.join(name), "", &mut out);
+            if kind == Kind::BareUser {
+                // Each link is a file of its own, of this moment.
+                out.retain(|path, _| !path.ends_with("link"));
+                assert_eq!(
+                    path.join(name).join("d0/link").read_link_utf8().unwrap(),
+                    "file"
+                );
+            }
             out
         });
-        assert!(ours.len() > 4000, "{}", ours.len());
+        assert!(ours.len() > 2500, "{}", ours.len());
         for (path, found) in &theirs {
             assert_eq!(ours.get(path), Some(found), "{path}");
         }
         assert_eq!(ours.len(), theirs.len());
         // What cannot be done is said, and all threads end.
-        let error = check_out(&repo, &path.join("repo"), root, &parent, "ours").unwrap_err();
+        let error = check_out(&repo, &path.join("repo"), kind, root, &parent, "ours").unwrap_err();
         assert!(error.to_string().contains("exists"), "{error}");
     }
 }

@@ -203,14 +203,17 @@ impl Store {
         let parent = std::fs::File::open(directory)
             .context(|| format!("cannot open the directory {directory}"))?;
         let failed = || format!("cannot check out {commit} to {directory}/{name}");
-        if self.is_system {
-            let root = objects::commit_root(&self.repo, commit)?;
-            let linked = checkout::check_out(&self.repo, &self.path, root, &parent, name);
-            if linked.map_err(|error| error.within(failed()))? {
-                return Ok(());
-            }
-            safefs::remove_tree(directory.join(name).as_std_path())?;
+        let root = objects::commit_root(&self.repo, commit)?;
+        let kind = if self.is_system {
+            checkout::Kind::Bare
+        } else {
+            checkout::Kind::BareUser
+        };
+        let linked = checkout::check_out(&self.repo, &self.path, kind, root, &parent, name);
+        if linked.map_err(|error| error.within(failed()))? {
+            return Ok(());
         }
+        safefs::remove_tree(directory.join(name).as_std_path())?;
         let options = RepoCheckoutAtOptions {
             // An ordinary user cannot give files away; who owns what is in an attribute.
             mode: if self.is_system {

@@ -6,7 +6,7 @@ use glib::prelude::*;
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 
 /// The attribute that holds what a file of a user's repository really is.
-const OSTREE_META: &str = "user.ostreemeta";
+pub const OSTREE_META: &str = "user.ostreemeta";
 /// Set-user-ID, set-group-ID, sticky.
 const SPECIAL: u32 = 0o7000;
 

@@ -28,7 +28,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::safefs;
 
-pub use form::{FileMeta, reset_times, set_xattrs};
+pub use form::{FileMeta, OSTREE_META, reset_times, set_xattrs};
 pub use lane::Lane;
 use lane::Task;
 pub(super) use work::path as object_path;
