@@ -131,6 +131,8 @@ fn the_command_is_alone_with_its_image_and_what_was_bound() {
         "3\nptmx\n"
     );
     assert!(run("c cat /etc/resolv.conf") == host.read("/etc/resolv.conf"));
+    // This program is the host's as well.
+    assert_ne!(rootless.code("run c cat /proc/1/exe").0, 0);
     // The host's own files are nowhere.
     assert_eq!(rootless.code("run c ls /var/lib/containers").0, 1);
     assert_eq!(
@@ -490,19 +492,22 @@ fn what_an_image_has_in_the_way_leads_nowhere() {
             .set("Cmd", json!(["true"]))
             .push(&registry, name);
         let reference = registry.name(name);
-        let said = user.command(&format!(
-            "atomic-rs rootless run --name {name} --volume /home/someone/shared:/data {reference} sh -c 'echo x > /etc/new; echo x > /data/new; ls /proc/1 >/dev/null; echo ran'"
-        ));
-        // It runs in its own world, or it is refused with a word.
-        let refused = said.code() == 125 && !said.err().is_empty();
-        assert!(
-            refused || said.out() == "ran\n",
-            "{name}: {}{}",
-            said.out(),
-            said.err()
-        );
-        user.ok("rm -f ~/shared/new");
-        user.ok(&format!("atomic-rs rootless rm {name}"));
+        for mode in ["N", "P2", "F1"] {
+            let said = user.command(&format!(
+                "atomic-rs rootless run --mode {mode} --name {name} --volume /home/someone/shared:/data {reference} \
+                 sh -c 'echo x > /etc/new; echo x > /data/new; ls /proc/1 >/dev/null; echo ran'"
+            ));
+            // It runs in its own world, or it is refused with a word.
+            let refused = said.code() == 125 && !said.err().is_empty();
+            assert!(
+                refused || said.out() == "ran\n",
+                "{name} {mode}: {}{}",
+                said.out(),
+                said.err()
+            );
+            user.ok("rm -f ~/shared/new");
+            user.ok(&format!("atomic-rs rootless rm {name}"));
+        }
     }
     host.assert_unchanged(&["/etc", "/usr/local", "/srv"], &before);
     assert_eq!(
@@ -651,7 +656,7 @@ fn proot_runs_what_it_confines_and_nothing_else() {
         "a program /:/host\n"
     );
     // A program that is killed, and one that only started others.
-    assert_eq!(rootless.code("run c sh -c 'true; kill -9 $$'").0, 137);
+    assert_eq!(rootless.code("run c sh -c 'sleep 0.3; kill -9 $$'").0, 137);
     rootless.ok("run c sh -c 'sleep 1002 & true'");
     assert_eq!(host.sh("pgrep -f 'sleep 1002'").out(), "");
     // Nothing of the environment by which PRoot is told things, nothing of the host's files.
@@ -673,6 +678,28 @@ fn proot_runs_what_it_confines_and_nothing_else() {
         .user
         .ok("until ! atomic-rs rootless ps | grep -q running; do sleep 0.1; done");
     assert_eq!(host.sh("pgrep -f 'sleep 100[01]'").out(), "");
+    // Where there are no namespaces, these modes are what is left.
+    let without = "unshare --user --map-current-user --keep-caps sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
+                   exec setpriv --inh-caps=-all --ambient-caps=-all sh -c \"$0\"'";
+    let line = format!(
+        "{without} 'atomic-rs rootless create --name bare --mode P2 {name} && atomic-rs rootless run bare echo here && \
+         atomic-rs rootless clone bare --name other && atomic-rs rootless export other | tar -t ./etc/kept && \
+         atomic-rs rootless rm bare other'"
+    );
+    let said = rootless.user.ok(&line);
+    assert!(
+        said.contains("here\n") && said.contains("./etc/kept\n"),
+        "{said}"
+    );
+    let refused = rootless
+        .user
+        .command(&format!("{without} 'atomic-rs rootless run {name} true'"));
+    assert_eq!(refused.code(), 125);
+    assert!(
+        refused.err().contains("no user namespaces"),
+        "{}",
+        refused.err()
+    );
     // One that does not trace what it runs is found out.
     let fake = "/usr/local/bin/proot-that-is-none";
     host.sh(&format!(
@@ -702,4 +729,52 @@ fn proot_runs_what_it_confines_and_nothing_else() {
         "run --mode P2 --allow-leaky {} true",
         registry.name("libc")
     ));
+}
+
+/// Apptainer is not in Debian 12: what it would be told is what can be seen.
+#[test]
+fn apptainer_is_told_what_to_run() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let name = &rootless.name;
+    let missing = rootless.code(&format!("run --mode S1 {name} true"));
+    assert!(
+        missing.0 == 125 && missing.1.contains("neither apptainer"),
+        "{}",
+        missing.1
+    );
+    let shim = "/usr/local/bin/apptainer";
+    host.sh(&format!(
+        "printf '#!/bin/sh\\nprintf \"%%s\\\\n\" \"$@\"; env | grep -a ENV_ | sort; exit 9\\n' > {shim}; chmod 755 {shim}"
+    ));
+    rootless.ok(&format!("create --name c --mode S1 {name}"));
+    rootless.user.ok("mkdir -p $HOME/data");
+    let said = rootless.user.command(
+        "atomic-rs rootless run --env A=mine --volume $HOME/data:/data:ro --workdir /tmp c sh -c 'a b'",
+    );
+    assert_eq!(said.code(), 9, "{}", said.err());
+    let id = rootless.ok("inspect c | jq -r .id");
+    let root = format!(
+        "/var/lib/containers/someone/.rootless/containers/{}/ROOT",
+        id.trim()
+    );
+    let lines: Vec<String> = said.out().lines().map(str::to_owned).collect();
+    let tail: Vec<&str> = lines
+        .iter()
+        .map(String::as_str)
+        .skip_while(|line| *line != root)
+        .take(4)
+        .collect();
+    assert_eq!(tail, [root.as_str(), "/bin/sh", "-c", "a b"]);
+    for words in [
+        vec!["exec", "--writable", "--fakeroot", "--pwd", "/tmp"],
+        vec!["--bind", "/home/someone/data:/data:ro"],
+        vec!["APPTAINERENV_A=mine", "APPTAINERENV_B=image"],
+    ] {
+        assert!(
+            lines.windows(words.len()).any(|window| window == words),
+            "{words:?}: {lines:?}"
+        );
+    }
 }

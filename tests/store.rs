@@ -527,3 +527,37 @@ fn libostree_is_loaded_when_a_repository_is_opened_and_not_before() {
     assert!(libraries.contains("libgio-2.0"), "{libraries}");
     assert!(!libraries.contains("libostree"), "{libraries}");
 }
+
+#[test]
+fn a_plain_archive_becomes_an_image_however_it_is_compressed() {
+    let store = Store::new();
+    let tree = store.scratch.join("tree");
+    std::fs::create_dir_all(tree.join("etc")).unwrap();
+    std::fs::write(tree.join("etc/kept"), "kept").unwrap();
+    let ids: Vec<String> = ["", "--gzip", "--zstd", "--xz", "--bzip2"]
+        .into_iter()
+        .map(|how| {
+            let archive = store.scratch.join(&format!("archive{how}"));
+            let mut tar = Command::new("tar");
+            tar.args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0"]);
+            tar.args((!how.is_empty()).then_some(how));
+            must(tar.arg("-C").arg(&tree).arg("-cf").arg(&archive).arg("."));
+            let source = format!("tar:{}", archive.display());
+            let name = format!("plain{}:1", how.trim_start_matches('-'));
+            let said = store.atomic(&["images", "import", &source, &name, "--json"]);
+            assert_eq!(said.code(), 0, "{how}: {}", said.err());
+            let said: serde_json::Value = serde_json::from_str(&said.out()).unwrap();
+            said["digest"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    // The layer is what is in them.
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    // One that is cut off, and one without a name.
+    let cut = store.scratch.join("cut");
+    let whole = std::fs::read(store.scratch.join("archive--xz")).unwrap();
+    std::fs::write(&cut, &whole[..whole.len() - 8]).unwrap();
+    let source = format!("tar:{}", cut.display());
+    let refused = store.atomic(&["images", "import", &source, "cut:1"]);
+    assert_eq!(refused.code(), 1, "{}", refused.err());
+    assert_eq!(store.atomic(&["images", "import", &source]).code(), 2);
+}

@@ -231,6 +231,10 @@ ok "--env-file wins over the image" $run --env-file=env one sh -c 'echo $IMAGE'
 is "file"
 ok "--hostenv" env HOSTS=value $run --hostenv one sh -c 'echo $HOSTS'
 is "value"
+ok "USER" $run one sh -c 'echo $USER $container_names'
+is "root one"
+ok "--nometa" $run --nometa one sh -c 'echo $IMAGE'
+is ""
 ok "-w" $run -w /tmp one pwd
 is "/tmp"
 code 2 "-w of nothing" $run -w /nothing one pwd

@@ -11,7 +11,7 @@ use serde::Serialize;
 /// What runs scripts.
 pub const SHELL: &str = "/bin/sh";
 /// Between two looks at a process's memory.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(50);
 /// Units of the times in `/proc/PID/stat` in a second. Source: `USER_HZ` of every Linux.
 const TICKS: f64 = 100.0;
 
@@ -69,8 +69,11 @@ pub fn run(command: &mut Command, disk: &Path) -> Sample {
         }
         look_at_children(pid, &mut children);
         peak = peak.max(in_use(disk));
-        std::thread::sleep(if start.elapsed() < LOOK * 20 {
-            LOOK / 20
+        // To look at many threads and children takes time from the two processors.
+        std::thread::sleep(if start.elapsed() < LOOK {
+            LOOK / 100
+        } else if start.elapsed() < LOOK * 4 {
+            LOOK / 10
         } else {
             LOOK
         });

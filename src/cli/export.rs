@@ -10,7 +10,7 @@ use super::image::find;
 use super::output::PullProgress;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::image::{Digest, Reference, Transport};
+use crate::image::{Digest, Platform, Reference, Transport};
 use crate::pull::{self, Pulled, Remote};
 use crate::store::Store;
 use crate::store::export::Scratch;
@@ -41,7 +41,8 @@ pub struct Export {
 /// Bring an image from a layout or archive into the store, under its own or another name
 #[derive(Debug, clap::Args)]
 pub struct Import {
-    /// Where the image is; the forms are those of "pull"
+    /// Where the image is; the forms are those of "pull", and tar:FILE is a plain archive of a root directory,
+    /// which becomes an image of one layer with nothing to run, and needs a name
     #[arg(value_name = "SOURCE")]
     image: String,
     /// The name it gets [default: what the source says]
@@ -119,6 +120,9 @@ impl Export {
 
 impl Import {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if let Some(archive) = self.image.strip_prefix("tar:") {
+            return self.run_tar(call, archive);
+        }
         let reference = self.source.reference(&self.image)?;
         let store = Store::open(call.config)?;
         let references = match &self.name {
@@ -145,6 +149,36 @@ impl Import {
         for reference in &references {
             let pulled = self.source.pull(call, &store, reference, None)?;
             tell_pulled(call, &pulled, self.change.is_json())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Import {
+    fn run_tar(&self, call: &mut Call<'_>, archive: &str) -> Result<ExitCode> {
+        let Some(name) = &self.name else {
+            fail!(
+                Kind::Usage,
+                "a plain archive has no name of an image: name one"
+            );
+        };
+        let name = self.source.reference(name)?.fallback_name()?;
+        if let Some(code) = self.change.told(
+            call,
+            "import",
+            &[format!("bring in the archive {archive} as {name}")],
+        )? {
+            return Ok(code);
+        }
+        let archive = camino::absolute_utf8(archive).context(|| archive.to_owned())?;
+        let store = Store::open(call.config)?;
+        let platform = self.source.access().platform.unwrap_or_else(Platform::host);
+        let image = pull::import_tar(call.config, &store, &archive, &name, &platform)?;
+        if self.change.is_json() {
+            call.out
+                .json(&json!({"version": 1, "name": image.name, "digest": image.digest}))?;
+        } else {
+            call.out.line(format!("{name} {}", image.id()))?;
         }
         Ok(ExitCode::SUCCESS)
     }

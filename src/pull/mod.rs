@@ -1,6 +1,7 @@
 //! Reference in, stored image out: the one door through which images come.
 
 mod layers;
+mod tar;
 
 use crate::config::Config;
 use crate::error::{Kind, Result};
@@ -13,6 +14,7 @@ use crate::store::images::MAX_CONFIG_BYTES;
 use crate::store::{self, LayerRoot, Recorded, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
 use layers::Wanted;
+pub use tar::import_tar;
 
 /// Hears how a pull goes, from several threads in turn.
 pub trait Progress: Send {

@@ -57,11 +57,13 @@ pub enum Mode {
     F3,
     /// The same, also for programs that were added since the last run.
     F4,
+    /// Apptainer, or Singularity.
+    S1,
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::N,
         Self::R1,
         Self::P1,
@@ -70,6 +72,7 @@ impl Mode {
         Self::F2,
         Self::F3,
         Self::F4,
+        Self::S1,
     ];
 
     /// Whether it needs no namespaces, and so cannot mount what the container shares with others.
@@ -99,6 +102,7 @@ impl fmt::Display for Mode {
             Self::F2 => "F2",
             Self::F3 => "F3",
             Self::F4 => "F4",
+            Self::S1 => "S1",
         })
     }
 }
@@ -107,6 +111,12 @@ impl FromStr for Mode {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if matches!(text, "R2" | "R3") {
+            fail!(
+                Kind::Usage,
+                "mode {text} is R1 with PRoot inside, which pretends other users: R1 has them, by your ranges in /etc/subuid"
+            );
+        }
         let found = Self::ALL.into_iter().find(|mode| mode.to_string() == text);
         found.ok_or_else(|| {
             let all = Self::ALL.map(|mode| mode.to_string()).join(", ");

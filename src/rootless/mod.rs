@@ -6,7 +6,6 @@
 //! - [`create`]: create, clone, remove
 //! - [`fake`]: what `fakechroot` needs changed in them, and back
 //! - [`files`]: files of a container's own, for modes that mount nothing
-//! - [`import`]: an image of a plain tar archive
 //! - [`process`]: what to run: words, environment, user, volumes
 //! - [`engine`]: how it is run
 //! - [`run`]: all of it together
@@ -18,7 +17,6 @@ pub mod engine;
 pub mod fake;
 pub mod files;
 pub mod home;
-pub mod import;
 pub mod process;
 pub mod run;
 pub mod tree;

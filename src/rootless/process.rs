@@ -38,6 +38,8 @@ pub struct Wishes {
     pub hostname: Option<String>,
     /// Put up with an engine that does not hide all of the host.
     pub allow_leaky: bool,
+    /// Have nothing of what the image says.
+    pub without_metadata: bool,
 }
 
 /// What is run, but for whom the container's own files have to say.

@@ -6,10 +6,12 @@ use super::container::{Container, Mode};
 use super::home::Home;
 use super::process::{Process, Wishes};
 use super::{create, engine, fake, files};
+use crate::command::Child;
 use crate::config::Config;
-use crate::error::{Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::fail;
-use crate::runtime::Runtime;
+use crate::image::config::RunConfig;
+use crate::runtime::{Runtime, userns};
 use crate::safefs::Lock;
 
 /// By this variable the program knows that it is the one in the background, and of which container.
@@ -41,6 +43,7 @@ fn start(
     match container.record.mode {
         Mode::N | Mode::R1 => engine::run(&home, container, process, runtime),
         mode if mode.is_traced() => engine::proot::run(&home, container, &process, allow_leaky),
+        Mode::S1 => engine::singularity::run(container, &process),
         _ => engine::fakechroot::run(container, &process),
     }
 }
@@ -150,6 +153,21 @@ pub(super) fn export_held(
         "--xattrs-include=security.capability",
         ".",
     ];
+    if let Some(files) = container.files()
+        && !userns::are_allowed()
+    {
+        // All of them are the user's own.
+        let mut tar = Child::new("tar")
+            .args(&words[1..words.len() - 1])
+            .args(["--owner=0", "--group=0", "--directory", files.as_str(), "."])
+            .into_command();
+        let status = tar.stdout(to).status();
+        drop(held);
+        return match status.context(|| "cannot run tar".into())?.code() {
+            Some(0) => Ok(()),
+            _ => fail!(Kind::Failed, "the archive is not complete"),
+        };
+    }
     let words = words.map(str::to_owned).to_vec();
     match engine::run_of_host(&Home::of(config), container, words, to, held)? {
         0 => Ok(()),
@@ -172,7 +190,10 @@ fn prepare(
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name != DETACHED)
         .collect();
-    let image = container.image_config()?;
+    let mut image = container.image_config()?;
+    if wishes.without_metadata {
+        image.config = RunConfig::default();
+    }
     let process = Process::new(&image.config, wishes, &container.record.id, &host)?;
     let runtime = match container.record.mode {
         Mode::R1 => Some(Runtime::find(config.runtime.as_deref())?),

@@ -21,7 +21,7 @@ pub struct Create {
     /// Take the name away from the container that has it
     #[arg(long, requires = "name")]
     force: bool,
-    /// How it runs
+    /// How it runs: N, R1, P1, P2, F1 to F4, or S1
     #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
     mode: Mode,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub struct Setup {
     /// A container, by id or name
     container: String,
     /// How it is to run: N by namespaces of this program, R1 by runc or crun, P1 and P2 by PRoot, F1 to F4 by
-    /// fakechroot
+    /// fakechroot, S1 by Apptainer
     #[arg(long, value_name = "MODE")]
     mode: Option<Mode>,
     /// Have all files of its own belong to you again, readable and writable

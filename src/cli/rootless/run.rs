@@ -56,7 +56,7 @@ pub struct Run {
     /// Run on these processors only, as in 0,2-3
     #[arg(long, value_name = "LIST")]
     cpuset_cpus: Option<Cpus>,
-    /// How a new container runs
+    /// How a new container runs: N, R1, P1, P2, F1 to F4, or S1
     #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
     mode: Mode,
     /// In modes P1 and P2: run programs that are told of some of the host's files in place of their own

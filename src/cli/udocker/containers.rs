@@ -330,8 +330,9 @@ pub fn setup(call: &mut Call, words: &Words) -> Code {
         }
         return Ok(0);
     };
-    let Ok(mode) = mode.parse::<Mode>() else {
-        return failed(&format!("invalid execmode: {mode}"));
+    let mode = match mode.parse::<Mode>() {
+        Ok(mode) => mode,
+        Err(error) => return failed(&format!("invalid execmode: {mode}: {error}")),
     };
     if let Err(error) = rootless::set_mode(&call.config, &mut container, mode) {
         return failed(&format!("container setup failed: {error}"));

@@ -13,7 +13,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Digest, Manifest, Name, Platform, Reference, Transport};
 use crate::pull::{self, Progress, Remote};
-use crate::rootless::{self, create, import};
+use crate::rootless::{self, create};
 use crate::store::Store;
 use crate::store::images::StoredImage;
 use crate::transport::{self, Access};
@@ -570,7 +570,7 @@ pub fn import(call: &mut Call, words: &Words) -> Code {
     } else {
         name.clone()
     };
-    let image = import::image_of(&call.config, &store, &spool.path, &image_name, &platform)?;
+    let image = pull::import_tar(&call.config, &store, &spool.path, &image_name, &platform)?;
     if words.has("--mv") && tar != "-" {
         crate::safefs::remove_if_exists(spool.path.as_std_path())?;
     }

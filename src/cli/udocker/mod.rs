@@ -187,6 +187,9 @@ impl Call {
     fn load(general: &Words) -> Result<Self> {
         let interrupt = Interrupt::listen_unless_ignored()?;
         let mut config = Config::load(interrupt)?;
+        if let Some(file) = general.value("--config") {
+            eprintln!("Warning: {file} is not read: the configuration is atomic-rs's own");
+        }
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let named = general.value("--repo").map(str::to_owned);
         let repo = named.clone().or_else(|| env("UDOCKER_DIR"));

@@ -67,8 +67,14 @@ pub fn search(call: &mut Call, words: &Words) -> Code {
         "{:<55.80} {:>8.8} {:<70.70} {:>5.5}",
         "NAME", "OFFICIAL", "DESCRIPTION", "STARS"
     ))?;
-    for row in found(words, expression)? {
-        call.result(row.trim_end())?;
+    match found(words, expression) {
+        Ok(rows) => {
+            for row in rows {
+                call.result(row.trim_end())?;
+            }
+        }
+        // Not every registry can be searched.
+        Err(error) => tracing::warn!(%error, "nothing is found"),
     }
     Ok(0)
 }
@@ -158,7 +164,7 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
     let password = match words.value("--password") {
         Some(password) => password.to_owned(),
         None if words.has("--password-stdin") => ask("")?,
-        None => ask("password: ")?,
+        None => unseen(|| ask("password: "))?,
     };
     if user.is_empty() || password.is_empty() {
         return failed("invalid credentials");
@@ -172,6 +178,22 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
         return failed("invalid credentials");
     }
     Ok(0)
+}
+
+/// Do something while a terminal does not show what is typed.
+fn unseen<T>(what: impl FnOnce() -> Result<T>) -> Result<T> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    let Ok(before) = tcgetattr(&stdin) else {
+        return what();
+    };
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    let _ = tcsetattr(&stdin, OptionalActions::Flush, &silent);
+    let done = what();
+    let _ = tcsetattr(&stdin, OptionalActions::Flush, &before);
+    eprintln!();
+    done
 }
 
 pub fn logout(call: &mut Call, words: &Words) -> Code {

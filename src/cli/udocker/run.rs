@@ -177,16 +177,13 @@ fn create_from(
 
 fn wishes(call: &Call, words: &Words, container: &Container, command: &[String]) -> Result<Wishes> {
     let config = container.image_config()?.config;
-    let entrypoint = match words
-        .value("--entrypoint")
-        .map(|text| text.trim_matches('"'))
-    {
-        Some(text) => Some(text.split_whitespace().map(str::to_owned).collect()),
-        None if words.has("--nometa") => Some(Vec::new()),
-        None => None,
-    };
+    let entrypoint: Option<Vec<String>> = words.value("--entrypoint").map(|text| {
+        let words = text.trim_matches('"').split_whitespace();
+        words.map(str::to_owned).collect()
+    });
     let mut command = command.to_vec();
-    let says_nothing = config.entrypoint.is_empty() && config.cmd.is_empty();
+    let image_says_nothing = config.entrypoint.is_empty() && config.cmd.is_empty();
+    let says_nothing = words.has("--nometa") || image_says_nothing;
     if command.is_empty()
         && (entrypoint.as_ref().is_some_and(Vec::is_empty) || entrypoint.is_none() && says_nothing)
     {
@@ -194,7 +191,6 @@ fn wishes(call: &Call, words: &Words, container: &Container, command: &[String])
         command = vec!["bash".into(), "-i".into()];
     }
     let user = words.value("--user").map(str::to_owned);
-    let user = user.or_else(|| words.has("--nometa").then(String::new));
     let mut devices: Vec<Utf8PathBuf> = words.values("--device").map(Utf8PathBuf::from).collect();
     if words.has("--dri") {
         let dri = Utf8PathBuf::from("/dev/dri");
@@ -208,7 +204,7 @@ fn wishes(call: &Call, words: &Words, container: &Container, command: &[String])
     Ok(Wishes {
         command,
         entrypoint,
-        env: environment(words, container)?,
+        env: environment(call, words, container)?,
         host_env: words.has("--hostenv"),
         user,
         workdir: words.value("--workdir").map(str::to_owned),
@@ -216,11 +212,12 @@ fn wishes(call: &Call, words: &Words, container: &Container, command: &[String])
         devices,
         hostname: None,
         allow_leaky: words.has("--allow-leaky"),
+        without_metadata: words.has("--nometa"),
     })
 }
 
 /// Files first, so that the command line wins; what the container is, as programs inside ask for it.
-fn environment(words: &Words, container: &Container) -> Result<Vec<String>> {
+fn environment(call: &Call, words: &Words, container: &Container) -> Result<Vec<String>> {
     let mut out = Vec::new();
     let mut add = |text: &str| {
         let (name, value) = match text.split_once('=') {
@@ -244,8 +241,20 @@ fn environment(words: &Words, container: &Container) -> Result<Vec<String>> {
         }
     }
     words.values("--env").for_each(&mut add);
-    add(&format!("container_uuid={}", container.record.id));
+    let user = words.value("--user").unwrap_or("root");
+    let user = user.split(':').next().unwrap_or(user);
+    for name in ["USER", "LOGNAME", "USERNAME"] {
+        add(&format!("{name}={user}"));
+    }
+    let id = &container.record.id;
+    add("SHLVL=0");
+    add(&format!("container_root={}", container.root()));
+    add(&format!("container_uuid={id}"));
     add(&format!("container_execmode={}", container.record.mode));
+    add(&format!(
+        "container_names={}",
+        call.home().names_of(id)?.join(" ")
+    ));
     Ok(out)
 }
 
@@ -335,6 +344,7 @@ fn banner(call: &Call, container: &Container, wishes: &Wishes) -> Result<()> {
         Mode::P1 | Mode::P2 => "*",
         Mode::F1 | Mode::F2 | Mode::F3 | Mode::F4 => "#",
         Mode::N | Mode::R1 => "%",
+        Mode::S1 => "/",
     };
     let bar = sign.repeat(78);
     let center = |text: &str| {

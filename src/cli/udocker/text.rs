@@ -7,6 +7,7 @@ use crate::cli::Output;
 use crate::command::find_program;
 use crate::rootless::Mode;
 use crate::rootless::engine::fakechroot::find as library;
+use crate::rootless::engine::singularity::find as singularity;
 
 /// Print, with exit code 0.
 pub fn say(text: &str) -> Code {
@@ -98,7 +99,7 @@ const SETUP: &str = "\
 Usage:
   udocker setup [--execmode=MODE] [--fixperm] [--force] CONTAINER
 
-Modes: N namespaces of this program; R1 runc or crun; P1, P2 PRoot; F1 to F4 fakechroot.
+Modes: N namespaces of this program; R1 runc or crun; P1, P2 PRoot; F1 to F4 fakechroot; S1 Apptainer.
 Without options: how the container runs.
 ";
 
@@ -153,7 +154,8 @@ pub fn found() -> String {
             Mode::N => ("user namespaces", has("unshare")),
             Mode::R1 => ("runc or crun", has("runc") || has("crun")),
             Mode::P1 | Mode::P2 => ("proot", has("proot")),
-            _ => ("libfakechroot.so", library().is_some()),
+            Mode::S1 => ("apptainer or singularity", singularity().is_some()),
+            Mode::F1 | Mode::F2 | Mode::F3 | Mode::F4 => ("libfakechroot.so", library().is_some()),
         };
         let is_there = if is_there { "found" } else { "not found" };
         let _ = writeln!(out, "Info: mode {mode}: {needs}: {is_there}");

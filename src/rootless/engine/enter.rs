@@ -12,6 +12,7 @@ use crate::{fail, safefs};
 
 /// Be that stage: the exit code is the command's. `namespaces`: numbers of descriptors.
 pub fn main(number: i32, namespaces: &[i32]) -> Result<u8> {
+    init::hide()?;
     let stream = safefs::inherited(number).context(|| "nobody is there to talk to".into())?;
     let namespaces = join::inherited(namespaces)?;
     safefs::close_on_exec().context(|| "cannot close what others left open".into())?;

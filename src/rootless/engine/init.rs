@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{Access, FileType, Gid, Mode, Uid};
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions, wait};
 
 use super::signals::{Forward, Listening};
 use super::wire::{self, Report};
@@ -24,10 +24,18 @@ pub(super) const UMASK: Mode = Mode::from_raw_mode(0o022);
 
 /// Be that process: the exit code is the program's. `line`: the number of a pipe to whoever started it.
 pub fn main(number: i32, line: i32) -> Result<u8> {
+    hide()?;
     let inherited =
         |number| safefs::inherited(number).context(|| "nobody is there to talk to".into());
     let (stream, line) = (inherited(number)?, inherited(line)?);
     Ok(see_to(stream.into(), |stream| start(stream, &line)))
+}
+
+/// Have nobody in the container get at this program by way of `/proc/PID/exe`: it is the host's, and may be its
+/// user's to write. What it executes is as open as any.
+pub(super) fn hide() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context(|| "cannot hide from the container".into())
 }
 
 /// Start a program, tell the parent how that went, and wait for its end.

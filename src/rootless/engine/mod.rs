@@ -12,7 +12,7 @@
 //!
 //! They talk on one socket: see [`wire`].
 //!
-//! [`proot`] and [`fakechroot`] need none of this: no namespaces, no mounts, but files of the container's own. [`probe`] finds
+//! [`proot`], [`fakechroot`] and [`singularity`] need none of this: no namespaces, no mounts, but files of the container's own. [`probe`] finds
 //! out whether what it runs sees anything of the host's.
 
 mod adopt;
@@ -28,6 +28,7 @@ pub mod proot;
 mod root;
 mod runtime;
 mod signals;
+pub mod singularity;
 mod wire;
 
 pub use parent::{exec, run, run_of_host};

@@ -21,7 +21,7 @@ use crate::rootless::home::Home;
 use crate::rootless::process::Process;
 use crate::rootless::tree::Tree;
 use crate::runtime::Runtime;
-use crate::runtime::userns::Mapping;
+use crate::runtime::userns::{self, Mapping};
 use crate::safefs::{self, Lock, Root};
 
 /// Run a process in a container and return its exit code.
@@ -76,6 +76,12 @@ fn run_inside(
     stdout: Stdio,
     turn: Lock,
 ) -> Result<u8> {
+    if !userns::are_allowed() {
+        fail!(
+            Kind::Refused,
+            "this host allows no user namespaces, which modes N and R1 are made of: use --mode P2 or F1"
+        );
+    }
     let mapping = Mapping::of_user();
     let at_terminal = is_at_terminal();
     // Before anything runs, so that no signal gets lost or ends us alone.

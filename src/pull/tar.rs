@@ -7,13 +7,13 @@ use std::process::Stdio;
 use camino::Utf8Path;
 use serde_json::json;
 
+use super::{Remote, Silent};
 use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
 use crate::image::{Digest, Name, Platform, Reference};
-use crate::pull::{Remote, Silent};
 use crate::store::Store;
 use crate::store::export::Scratch;
 use crate::store::gunzip::Gunzip;
@@ -29,7 +29,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 ///
 /// # Errors
 /// [`Kind::Invalid`] if it is no archive.
-pub fn image_of(
+pub fn import_tar(
     config: &Config,
     store: &Store,
     archive: &Utf8Path,
