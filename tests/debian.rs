@@ -77,12 +77,7 @@ fn a_debian_tree_in_every_mode() {
     let id = rootless("inspect d | jq -r .id");
     let files = format!("{HOME}/containers/{}/ROOT", id.trim());
     let shell = |script: &str| shell_of(&host, script);
-    let hash = || {
-        shell(&format!(
-            "cd {files} && find . -printf '%p %y %m %l\\n' | sort | sha256sum && \
-             find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
-        ))
-    };
+    let hash = || host.hash_of(&files);
     let before = hash();
     for mode in ["F1", "F2", "F3", "F4"] {
         rootless(&format!("setup d --mode {mode}"));
@@ -220,13 +215,7 @@ fn kills_while_the_mode_changes_leave_a_tree_that_is_whole() {
     let id = user.ok("atomic-rs rootless inspect d | jq -r .id");
     let files = format!("{HOME}/containers/{}/ROOT", id.trim());
     user.ok("atomic-rs rootless setup d --mode P2");
-    let shell = |script: &str| shell_of(&host, script);
-    let hash = || {
-        shell(&format!(
-            "cd {files} && find . -printf '%p %y %m %l\\n' | sort | sha256sum && \
-             find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
-        ))
-    };
+    let hash = || host.hash_of(&files);
     let before = hash();
     let mut interrupted = 0;
     for milliseconds in [15, 25, 35, 45, 55, 70, 85, 100, 120, 150] {

@@ -5,7 +5,7 @@
 //! the file system can, a copy elsewhere, with what was written to it merged in. From then on every mode has
 //! it for its root. All of it belongs to the person, and can be read and written by them; nothing is set-uid.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -106,9 +106,10 @@ fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
 fn merge(config: &Config, container: &Container, to: &Utf8Path, held: Lock) -> Result<()> {
     safefs::make_private_dir(to.as_std_path())?;
     let failed = || "cannot unpack the container's files".into();
-    let mut unpack = Command::new("tar")
+    let mut unpack = Child::new("tar")
         .args(["--extract", "--no-same-owner", "--preserve-permissions"])
         .args(["--delay-directory-restore", "--directory", to.as_str()])
+        .into_command()
         .stdin(Stdio::piped())
         .spawn()
         .context(failed)?;

@@ -140,8 +140,7 @@ pub(super) fn export_held(
     to: Stdio,
     held: Lock,
 ) -> Result<()> {
-    let words = [
-        "tar",
+    let options = [
         "--create",
         "--one-file-system",
         "--sparse",
@@ -151,14 +150,13 @@ pub(super) fn export_held(
         "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
         "--xattrs",
         "--xattrs-include=security.capability",
-        ".",
     ];
     if let Some(files) = container.files()
         && !userns::are_allowed()
     {
         // All of them are the user's own.
         let mut tar = Child::new("tar")
-            .args(&words[1..words.len() - 1])
+            .args(options)
             .args(["--owner=0", "--group=0", "--directory", files.as_str(), "."])
             .into_command();
         let status = tar.stdout(to).status();
@@ -168,7 +166,8 @@ pub(super) fn export_held(
             _ => fail!(Kind::Failed, "the archive is not complete"),
         };
     }
-    let words = words.map(str::to_owned).to_vec();
+    let words = std::iter::once("tar").chain(options).chain(["."]);
+    let words = words.map(str::to_owned).collect();
     match engine::run_of_host(&Home::of(config), container, words, to, held)? {
         0 => Ok(()),
         code => fail!(Kind::Child(code), "the archive is not complete"),

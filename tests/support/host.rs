@@ -217,6 +217,16 @@ impl Host {
         self.ok(&format!("cat {path}"))
     }
 
+    /// What is in a tree, as one text: names, kinds, modes and links, and the content of files.
+    pub fn hash_of(&self, tree: &str) -> String {
+        let said = self.sh(&format!(
+            "cd {tree} && find . -printf '%p %y %m %l\\n' | sort | sha256sum && \
+             find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+        ));
+        assert_eq!(said.code(), 0, "{tree}: {}", said.err());
+        said.out()
+    }
+
     pub fn exists(&self, path: &str) -> bool {
         std::fs::symlink_metadata(self.path(path)).is_ok()
     }

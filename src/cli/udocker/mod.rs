@@ -4,6 +4,7 @@
 //! What its messages say is in part what scripts look for: those are kept to the letter, with the spelling and
 //! the stream that they have there.
 
+mod archives;
 mod containers;
 mod grammar;
 mod images;
@@ -156,9 +157,9 @@ fn options_of(command: &str) -> Option<&'static [Opt]> {
         "pull" | "manifest" => &images::PULL,
         "images" => &images::IMAGES,
         "rmi" => &images::REMOVE,
-        "load" => &images::LOAD,
-        "save" => &images::SAVE,
-        "import" => &images::IMPORT,
+        "load" => &archives::LOAD,
+        "save" => &archives::SAVE,
+        "import" => &archives::IMPORT,
         "inspect" => &images::INSPECT,
         "create" => &containers::CREATE,
         "ps" => &containers::PS,
@@ -232,9 +233,9 @@ impl Call {
             "tag" => images::tag(self, words),
             "manifest" => images::manifest(self, words),
             "verify" => images::verify(self, words),
-            "load" => images::load(self, words),
-            "save" => images::save(self, words),
-            "import" => images::import(self, words),
+            "load" => archives::load(self, words),
+            "save" => archives::save(self, words),
+            "import" => archives::import(self, words),
             "inspect" => images::inspect(self, words),
             "protect" => containers::protect(self, words, true),
             "unprotect" => containers::protect(self, words, false),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::grammar::{Opt, Takes, Words};
 use super::{Call, Code, failed};
 use crate::command::Child;
-use crate::error::{Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::transport;
 
 pub const SEARCH: [Opt; 6] = [
@@ -143,7 +143,7 @@ fn get(words: &Words, url: &str, query: &[(&str, &str)]) -> Result<Value> {
         child = child.arg("--data-urlencode").arg(format!("{name}={value}"));
     }
     let said = child.args(["--", url]).run()?;
-    crate::error::Context::kind(serde_json::from_slice(&said), Kind::Transport, || {
+    serde_json::from_slice(&said).kind(Kind::Transport, || {
         format!("{url} does not answer with JSON")
     })
 }
@@ -152,9 +152,9 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
     let ask = |prompt: &str| -> Result<String> {
         eprint!("{prompt}");
         let mut line = String::new();
-        crate::error::Context::context(std::io::stdin().read_line(&mut line), || {
-            "cannot read".into()
-        })?;
+        std::io::stdin()
+            .read_line(&mut line)
+            .context(|| "cannot read".into())?;
         Ok(line.trim_end_matches(['\n', '\r']).to_owned())
     };
     let user = match words.value("--username") {

@@ -6,12 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::process::Pid;
 
 use super::parent::is_at_terminal;
 use super::root::HOST_FILES;
-use super::signals::Forward;
-use super::{adopt, outer, program};
+use super::{adopt, program};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::container::{Container, Mode};
@@ -51,42 +49,12 @@ const NOT_RUN: &str = "/sbin/ldconfig=/bin/true:/usr/sbin/ldconfig=/bin/true";
 /// # Errors
 /// [`Kind::Refused`] for what would see the host.
 pub fn run(container: &Container, process: &Process) -> Result<u8> {
-    let forward = Forward::start(is_at_terminal())?;
-    adopt::start()?;
-    let turn = container.turn()?;
-    container.check_unchanged()?;
-    let files = container.files();
-    let Some(files) = files.filter(|files| fake::is_ready(container, files).unwrap_or(false))
-    else {
-        fail!(
-            Kind::Refused,
-            "container {} is being set up: try again",
-            container.record.id
-        );
+    let command = |files: &Utf8Path| {
+        let library = library(files)?;
+        fake::volumes::make(container, files, &process.volumes)?;
+        command(container, process, files, &library)
     };
-    container.sweep_traces()?;
-    let library = library(&files)?;
-    fake::volumes::make(container, &files, &process.volumes)?;
-    let running = command(container, process, &files, &library)?
-        .spawn()
-        .context(|| format!("cannot run {}", process.args.join(" ")))?;
-    let pid = running.id();
-    let recorded = container.add_holder(pid, None);
-    drop(turn);
-    let code = match recorded {
-        Ok(()) => {
-            forward.to(Pid::from_child(&running));
-            outer::wait_for(Pid::from_child(&running))
-        }
-        Err(error) => Err(error),
-    };
-    adopt::end_all();
-    let _turn = container.turn()?;
-    container.remove_holder(pid)?;
-    if container.holders()?.is_empty() {
-        fake::volumes::sweep(container)?;
-    }
-    code
+    adopt::run(container, command, adopt::wait_for)
 }
 
 /// The library that is installed, or named.

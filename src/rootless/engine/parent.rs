@@ -35,14 +35,7 @@ pub fn run(
     runtime: Option<&Runtime>,
 ) -> Result<u8> {
     let turn = container.turn()?;
-    container.check_unchanged()?;
-    if fake::is_changed(container) {
-        fail!(
-            Kind::Refused,
-            "container {} is being set up: try again",
-            container.record.id
-        );
-    }
+    fake::check_ready(container)?;
     run_inside(
         home,
         container,

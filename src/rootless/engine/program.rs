@@ -3,7 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{CANNOT_EXECUTE, NO_SUCH_PROGRAM};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::rootless::fake::resolve;
 use crate::rootless::process::Process;
@@ -85,9 +85,8 @@ pub fn directory(process: &Process, files: &Utf8Path) -> Result<Utf8PathBuf> {
         );
     };
     if process.makes_cwd && !path.exists() {
-        crate::error::Context::context(std::fs::create_dir_all(&path), || {
-            format!("cannot create the working directory {cwd}")
-        })?;
+        std::fs::create_dir_all(&path)
+            .context(|| format!("cannot create the working directory {cwd}"))?;
     }
     if !path.is_dir() {
         fail!(Kind::NotFound, "the working directory {cwd} is not there");

@@ -18,7 +18,7 @@ use crate::command::{Child, find_program};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::container::{Container, Mode, children_of};
-use crate::rootless::fake::{self, OF_HOST};
+use crate::rootless::fake::OF_HOST;
 use crate::rootless::home::Home;
 use crate::rootless::process::Process;
 use crate::safefs::{self, Files as _, Root};
@@ -93,32 +93,11 @@ impl Proot {
 pub fn run(home: &Home, container: &Container, process: &Process, allow_leaky: bool) -> Result<u8> {
     let proot = Proot::find()?;
     let mode = container.record.mode;
-    let forward = Forward::start(is_at_terminal())?;
-    adopt::start()?;
-    let turn = container.turn()?;
-    container.check_unchanged()?;
-    let Some(files) = container.files().filter(|_| !fake::is_changed(container)) else {
-        fail!(
-            Kind::Refused,
-            "container {} is being set up: try again",
-            container.record.id
-        );
+    let command = |files: &Utf8Path| {
+        check(home, &proot, mode, files, allow_leaky)?;
+        command(&proot, mode, files, process)
     };
-    check(home, &proot, mode, &files, allow_leaky)?;
-    container.sweep_traces()?;
-    let running = command(&proot, mode, &files, process)?
-        .spawn()
-        .context(|| format!("cannot run {}", proot.path))?;
-    let pid = running.id();
-    let recorded = container.add_holder(pid, None);
-    drop(turn);
-    let code = match recorded {
-        Ok(()) => see_to(&running, &forward),
-        Err(error) => Err(error),
-    };
-    adopt::end_all();
-    container.remove_holder(pid)?;
-    code
+    adopt::run(container, command, see_to)
 }
 
 /// Wait for its end, and for that of all that it ran.

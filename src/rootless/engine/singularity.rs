@@ -3,12 +3,9 @@
 use std::process::Command;
 
 use camino::Utf8Path;
-use rustix::process::Pid;
 
-use super::parent::is_at_terminal;
 use super::root::HOST_FILES;
-use super::signals::Forward;
-use super::{adopt, outer, program};
+use super::{adopt, program};
 use crate::command::find_program;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
@@ -42,29 +39,8 @@ pub fn run(container: &Container, process: &Process) -> Result<u8> {
             "neither apptainer nor singularity is installed: mode S1 is by them"
         );
     };
-    let forward = Forward::start(is_at_terminal())?;
-    adopt::start()?;
-    let turn = container.turn()?;
-    container.check_unchanged()?;
-    let Some(files) = container.files().filter(|_| !fake::is_changed(container)) else {
-        fail!(
-            Kind::Refused,
-            "container {} is being set up: try again",
-            container.record.id
-        );
-    };
-    container.sweep_traces()?;
-    let running = command(&path, process, &files)?
-        .spawn()
-        .context(|| format!("cannot run {path}"))?;
-    let pid = running.id();
-    let recorded = container.add_holder(pid, None);
-    drop(turn);
-    forward.to(Pid::from_child(&running));
-    let code = recorded.and_then(|()| outer::wait_for(Pid::from_child(&running)));
-    adopt::end_all();
-    container.remove_holder(pid)?;
-    code
+    let command = |files: &Utf8Path| command(&path, process, files);
+    adopt::run(container, command, adopt::wait_for)
 }
 
 fn command(path: &str, process: &Process, files: &Utf8Path) -> Result<Command> {

@@ -89,10 +89,27 @@ pub fn is_changed(container: &Container) -> bool {
     directory(container).join("state.json").exists()
 }
 
-/// Whether the files are what the container's mode needs.
-pub fn is_ready(container: &Container, files: &Utf8Path) -> Result<bool> {
-    let state = read(container)?;
-    Ok(state.is_some_and(|state| state.is(container.record.mode, files)))
+/// The files are what the container's mode needs, and the container what it was when that was prepared; its turn
+/// must be held.
+///
+/// # Errors
+/// [`Kind::Refused`] if not.
+pub fn check_ready(container: &Container) -> Result<()> {
+    container.check_unchanged()?;
+    let mode = container.record.mode;
+    let is_ready = match (mode.is_fake(), container.files(), read(container)?) {
+        (true, Some(files), Some(state)) => state.is(mode, &files),
+        (true, ..) => false,
+        (false, _, state) => state.is_none(),
+    };
+    if !is_ready {
+        fail!(
+            Kind::Refused,
+            "container {} is being set up: try again",
+            container.record.id
+        );
+    }
+    Ok(())
 }
 
 impl State {
