@@ -13,6 +13,7 @@ use atomic_rs::store::objects::{
     DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree,
 };
 use atomic_rs::store::tar::TarStream;
+use atomic_rs::store::writers::Writers;
 use atomic_rs::store::{LayerRoot, tree};
 use atomic_rs::template::{Place, Value, substitute};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -90,10 +91,13 @@ fn merge_trees(criterion: &mut Criterion) {
     let repo = ostree::Repo::new_for_path(dir.path());
     repo.create(ostree::RepoMode::BareUser, NO_CANCEL).unwrap();
     let layers: Vec<LayerRoot> = (0..3).map(|number| layer(&repo, number)).collect();
+    let path = camino::Utf8Path::from_path(dir.path()).unwrap();
+    let writers = Writers::start(&repo, path, false).unwrap();
+    let staged = writers.staged(&repo);
     let mut group = criterion.benchmark_group("tree");
     group.throughput(Throughput::Elements((DIRECTORIES * FILES * 3) as u64));
     group.bench_function("merge three layers of 10 000 files", |bencher| {
-        bencher.iter(|| tree::merge(&repo, black_box(&layers)).unwrap());
+        bencher.iter(|| tree::merge(&staged, black_box(&layers)).unwrap());
     });
     group.finish();
 }

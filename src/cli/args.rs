@@ -14,7 +14,7 @@ use crate::container::{Change, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::image::{Platform, Reference, Transport};
-use crate::pull::{self, Pulled, Remote};
+use crate::pull::{Pulled, Remote};
 use crate::store::Store;
 use crate::store::images::StoredImage;
 use crate::template::variables::parse_setting;
@@ -99,6 +99,32 @@ impl SourceArgs {
         reference: &Reference,
         platform: Option<&str>,
     ) -> Result<Pulled> {
+        Self::note_unqualified(call, reference);
+        let access = self.access().or_platform(platform)?;
+        let remote = Remote::open(call.config, reference, &access)?;
+        Self::fetch(call, store, remote)
+    }
+
+    /// The same where store and source are opened now, at once: each is mostly waiting.
+    pub fn open_and_pull(&self, call: &mut Call<'_>, reference: &Reference) -> Result<Pulled> {
+        Self::note_unqualified(call, reference);
+        let (config, access) = (call.config, self.access());
+        let (store, remote) = std::thread::scope(|scope| {
+            let store = scope.spawn(|| Store::open(config));
+            // skopeo ends with the thread that started it, which so must be this one.
+            let remote = Remote::open(config, reference, &access);
+            let died = |_| {
+                Err(Error::new(
+                    Kind::Failed,
+                    "a thread that opens the store died",
+                ))
+            };
+            (store.join().unwrap_or_else(died), remote)
+        });
+        Self::fetch(call, &store?, remote?)
+    }
+
+    fn note_unqualified(call: &mut Call<'_>, reference: &Reference) {
         if reference.is_unqualified() {
             let name = reference
                 .name
@@ -108,10 +134,12 @@ impl SourceArgs {
             call.out
                 .note(format!("The image `{name}` is not fully qualified."));
         }
-        let mut progress = PullProgress::new();
-        let access = self.access().or_platform(platform)?;
-        let pulled = pull::pull(call.config, store, reference, &access, &mut progress)?;
-        if let (Some(foreign), None) = (&pulled.foreign, &access.platform) {
+    }
+
+    fn fetch(call: &mut Call<'_>, store: &Store, remote: Remote) -> Result<Pulled> {
+        let is_asked_for = remote.platform().is_some();
+        let pulled = remote.fetch(call.config, store, &mut PullProgress::new())?;
+        if let Some(foreign) = pulled.foreign.as_ref().filter(|_| !is_asked_for) {
             call.out.note(format!(
                 "{} is made for {foreign}, and this machine is {}",
                 pulled.name,

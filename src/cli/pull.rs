@@ -33,14 +33,14 @@ pub struct Pull {
 impl Pull {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let reference = self.source.reference(&self.image)?;
-        let store = Store::open(call.config)?;
         if self.change.is_dry() {
+            let store = Store::open(call.config)?;
             let outcome = self.source.preview(call, &store, &reference, None)?;
             return self.change.finish(call, &Host::new(call.config), &outcome);
         }
         let pulled = self
             .source
-            .pull(call, &store, &reference, None)
+            .open_and_pull(call, &reference)
             .map_err(|error| error.within("Failed"))?;
         super::export::tell_pulled(call, &pulled, self.change.is_json())?;
         Ok(ExitCode::SUCCESS)

@@ -121,6 +121,11 @@ impl Remote {
         self.fetched.digest
     }
 
+    /// The platform that was asked for.
+    pub fn platform(&self) -> Option<&str> {
+        self.recorded.platform.as_deref()
+    }
+
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.fetched.manifest

@@ -15,7 +15,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::objects::{Checksum, DirMeta, read_dirmeta, read_dirtree};
-use super::writers::{OSTREE_META, lock, object_path, reset_times, set_xattrs, threads, wait};
+use super::writers::{
+    FILE, OSTREE_META, lock, object_path, reset_times, set_xattrs, threads, wait,
+};
 use crate::error::{Context as _, Error, Result};
 use crate::fail;
 
@@ -166,7 +168,7 @@ impl Checkout {
         let tree = read_dirtree(repo, &todo.tree)?;
         for (name, file) in &tree.files {
             check_name(name)?;
-            let object = object_path(file);
+            let object = object_path(file, FILE);
             if self.kind == Kind::BareUser && self.is_link(&object)? {
                 self.copy_link(&object, &here, name)?;
                 continue;

@@ -73,6 +73,7 @@ impl LayerReader<'_> {
         let into = layer::Into {
             repo: &self.repo,
             labels,
+            staged: self.writers.staged(&self.repo),
             lane: self.writers.lane(self.budget)?,
             max_bytes: self.max_bytes,
             keeps_blob: self.keeps_blobs,
@@ -87,20 +88,23 @@ impl Import<'_> {
     /// `budget`: so many bytes of files may wait for being written, in all threads together.
     pub fn layer_reader(&self, threads: usize, budget: usize) -> Result<LayerReader<'_>> {
         let store = self.store;
-        let writers = if let Some(writers) = self.writers.get() {
-            writers
-        } else {
-            let writers = Writers::start(&store.repo, &store.path, store.is_system)?;
-            self.writers.get_or_init(|| writers)
-        };
         Ok(LayerReader {
             repo: store.repo.clone(),
             file_contexts: store.file_contexts.as_deref(),
             max_bytes: store.max_layer_bytes,
             keeps_blobs: self.keeps_blobs,
             budget: budget / threads.max(1),
-            writers,
+            writers: self.writers()?,
         })
+    }
+
+    fn writers(&self) -> Result<&Writers> {
+        if let Some(writers) = self.writers.get() {
+            return Ok(writers);
+        }
+        let store = self.store;
+        let writers = Writers::start(&store.repo, &store.path, store.is_system)?;
+        Ok(self.writers.get_or_init(|| writers))
     }
 
     /// Get ready for a layer, before it is read: what is there of it already may be damaged.
@@ -182,14 +186,15 @@ impl Import<'_> {
             self.heals.set(true);
             self.make_room(&name)?;
         }
-        let (tree, meta) = tree::merge(&self.store.repo, layers)?;
+        let staged = self.writers()?.staged(&self.store.repo);
+        let (tree, meta) = tree::merge(&staged, layers)?;
         let commit = Commit {
             subject: &format!("tree of {manifest}"),
             metadata: vec![
                 ("atomic-rs.format", "1".to_variant()),
                 (
                     tree::LEFT_OUT,
-                    tree::left_out(&self.store.repo, layers)?.to_variant(),
+                    tree::left_out(&staged, layers)?.to_variant(),
                 ),
             ],
             tree,

@@ -20,7 +20,7 @@ use super::layer_tree::{Builder, Built};
 use super::objects::{Checksum, Commit, Sealed};
 use super::tar::TarStream;
 use super::tree::{self, LayerRoot};
-use super::writers::Lane;
+use super::writers::{Lane, Staged};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
@@ -59,6 +59,8 @@ pub struct Into<'a> {
     pub repo: &'a Repo,
     /// Labels of the host's policy.
     pub labels: Option<&'a Labels>,
+    /// The way for its directories and links.
+    pub staged: Staged,
     /// The way for its files.
     pub lane: Lane,
     /// More than this it must not be, unpacked.
@@ -211,7 +213,7 @@ fn inflate_to(pieces: Pieces, input: &mut impl BufRead) -> Result<()> {
 fn read_archive(into: Into<'_>, input: impl Read) -> Result<Unpacked> {
     let max_bytes = into.max_bytes;
     let mut stream = TarStream::new(Hashing::new(input.take(max_bytes.saturating_add(1))));
-    let mut builder = Builder::new(into.repo, into.labels, into.lane, max_bytes);
+    let mut builder = Builder::new(into.staged, into.labels, into.lane, max_bytes);
     let read = builder.read(&mut stream);
     // A stream that was cut at the limit looks like one that was damaged.
     if stream.get_ref().bytes() > max_bytes {

@@ -6,17 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 
-use gio::prelude::*;
-use glib::Variant;
-use ostree::Repo;
-
-use super::objects::{
-    Checksum, DirMeta, DirTree, NO_CANCEL, checksum, write_dirmeta, write_dirtree,
-};
+use super::objects::{Checksum, DirMeta, DirTree};
 use super::tar::{Content, Entry, EntryKind, TarStream};
 use super::tree::WHITEOUT;
-use super::writers::{FileMeta, Lane};
-use crate::error::{Context as _, Error, Kind, Result};
+use super::writers::{FileMeta, Lane, Staged};
+use crate::error::{Error, Kind, Result};
 use crate::fail;
 use crate::selinux::{self, HOST_FILES, Labels};
 
@@ -97,7 +91,7 @@ pub(super) fn join(path: &str, name: &str) -> String {
 
 /// Takes in a layer's entries, writes their objects, and keeps the names until the end.
 pub struct Builder<'a> {
-    repo: &'a Repo,
+    store: Staged,
     labels: Option<&'a Labels>,
     lane: Lane,
     root: Dir,
@@ -136,9 +130,9 @@ pub struct Built {
 
 impl<'a> Builder<'a> {
     /// An empty layer; its files are written through `lane` and may have `max_bytes` bytes.
-    pub fn new(repo: &'a Repo, labels: Option<&'a Labels>, lane: Lane, max_bytes: u64) -> Self {
+    pub fn new(store: Staged, labels: Option<&'a Labels>, lane: Lane, max_bytes: u64) -> Self {
         Self {
-            repo,
+            store,
             labels,
             lane,
             root: Dir::default(),
@@ -158,7 +152,7 @@ impl<'a> Builder<'a> {
     pub fn finish(self) -> Result<Built> {
         let files = self.lane.finish()?;
         let mut directories = Directories {
-            repo: self.repo,
+            store: &self.store,
             labels: self.labels,
             files: &files,
             metas: HashMap::new(),
@@ -263,12 +257,13 @@ impl<'a> Builder<'a> {
                     self.skip(entry, "its target is not UTF-8");
                     return Ok(None);
                 };
-                let xattrs = self.xattrs(entry, &full, 0o120_000);
-                let written = self
-                    .repo
-                    .write_symlink(None, entry.uid, entry.gid, Some(&xattrs), target, NO_CANCEL)
-                    .context(|| "cannot write to the repository".into())?;
-                Node::Symlink(checksum(&written)?, target.to_owned())
+                let meta = FileMeta {
+                    uid: entry.uid,
+                    gid: entry.gid,
+                    mode: 0o120_777,
+                    xattrs: self.xattrs(entry, &full, 0o120_000),
+                };
+                Node::Symlink(self.store.write_symlink(&meta, target)?, target.to_owned())
             }
             EntryKind::HardLink(target) => {
                 if self.skipped_paths.contains(normal(target)) {
@@ -340,17 +335,13 @@ impl<'a> Builder<'a> {
             uid: entry.uid,
             gid: entry.gid,
             mode,
-            xattrs: self.xattr_list(entry, path, mode),
+            xattrs: self.xattrs(entry, path, mode),
         };
         self.lane.write(meta, size, &mut content)
     }
 
     /// Extended attributes as libostree hashes them: sorted, names with their NUL.
-    fn xattrs(&self, entry: &Entry, path: &str, mode: u32) -> Variant {
-        self.xattr_list(entry, path, mode).to_variant()
-    }
-
-    fn xattr_list(&self, entry: &Entry, path: &str, mode: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fn xattrs(&self, entry: &Entry, path: &str, mode: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut list: Vec<(Vec<u8>, Vec<u8>)> = entry
             .xattrs
             .iter()
@@ -368,7 +359,7 @@ impl<'a> Builder<'a> {
             uid: entry.uid,
             gid: entry.gid,
             mode: entry.mode,
-            xattrs: self.xattr_list(entry, path, DIRECTORY),
+            xattrs: self.xattrs(entry, path, DIRECTORY),
         }
     }
 
@@ -477,7 +468,7 @@ impl<'a> Builder<'a> {
 
 /// Writes directories.
 struct Directories<'a> {
-    repo: &'a Repo,
+    store: &'a Staged,
     labels: Option<&'a Labels>,
     files: &'a [Checksum],
     metas: HashMap<DirMeta, Checksum>,
@@ -511,11 +502,11 @@ impl Directories<'_> {
         let meta = if let Some(sum) = self.metas.get(&meta) {
             *sum
         } else {
-            let sum = write_dirmeta(self.repo, &meta)?;
+            let sum = self.store.write_meta(&meta)?;
             self.metas.insert(meta, sum);
             sum
         };
-        Ok((write_dirtree(self.repo, &tree)?, meta))
+        Ok((self.store.write_tree(&tree)?, meta))
     }
 }
 

@@ -30,7 +30,7 @@ pub mod special;
 pub mod tar;
 pub mod tree;
 pub mod verify;
-mod writers;
+pub mod writers;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;

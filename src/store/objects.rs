@@ -96,8 +96,16 @@ pub fn read_dirmeta(repo: &Repo, sum: &Checksum) -> Result<DirMeta> {
 /// Write a directory.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for a name that is no name: it must never reach a checkout.
+/// [`Kind::Invalid`] for a name that is no name.
 pub fn write_dirtree(repo: &Repo, tree: &DirTree) -> Result<Checksum> {
+    write(repo, ObjectType::DirTree, &dirtree(tree)?)
+}
+
+/// A directory as it is written.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a name that is no name: it must never reach a checkout.
+pub fn dirtree(tree: &DirTree) -> Result<Variant> {
     let bad =
         |name: &&String| matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']);
     if let Some(name) = tree.files.keys().chain(tree.dirs.keys()).find(bad) {
@@ -117,13 +125,21 @@ pub fn write_dirtree(repo: &Repo, tree: &DirTree) -> Result<Checksum> {
             .map(|(name, (tree, meta))| (name.clone(), bytes(tree), bytes(meta)))
             .collect(),
     );
-    write(repo, ObjectType::DirTree, &value.to_variant())
+    Ok(value.to_variant())
 }
 
 /// Read a directory.
 pub fn read_dirtree(repo: &Repo, sum: &Checksum) -> Result<DirTree> {
+    parse(sum, &load(repo, ObjectType::DirTree, sum)?)
+}
+
+/// The same of the bytes that it is.
+pub fn parse_dirtree(sum: &Checksum, bytes: Vec<u8>) -> Result<DirTree> {
+    parse(sum, &Variant::from_data::<TreeVariant, _>(bytes))
+}
+
+fn parse(sum: &Checksum, variant: &Variant) -> Result<DirTree> {
     let damaged = || Error::new(Kind::Invalid, format!("the object {} is damaged", hex(sum)));
-    let variant = load(repo, ObjectType::DirTree, sum)?;
     let (files, dirs) = variant.try_get::<TreeVariant>().map_err(|_| damaged())?;
     let sum_of = |bytes: Bytes| Checksum::try_from(bytes.into_inner()).map_err(|_| damaged());
     Ok(DirTree {

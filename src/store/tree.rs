@@ -11,8 +11,9 @@ use ostree::Repo;
 use super::layer_tree::join;
 use super::objects::{
     Checksum, DirTree, NO_CANCEL, commit_metadata, commit_root, metadata_value, read_dirmeta,
-    read_dirtree, write_dirtree,
+    read_dirtree,
 };
+use super::writers::Staged;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::hex;
@@ -51,13 +52,13 @@ pub struct LayerRoot {
 }
 
 /// The entries that could not be stored and that no later layer hides or replaces.
-pub fn left_out(repo: &Repo, layers: &[LayerRoot]) -> Result<Vec<String>> {
+pub fn left_out(store: &Staged, layers: &[LayerRoot]) -> Result<Vec<String>> {
     let mut out = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         for path in &layer.left_out {
             let mut hidden = false;
             for later in &layers[index + 1..] {
-                hidden |= later.left_out.contains(path) || decides(repo, &later.tree, path)?;
+                hidden |= later.left_out.contains(path) || decides(store, &later.tree, path)?;
             }
             if !hidden {
                 out.push(path.clone());
@@ -68,10 +69,10 @@ pub fn left_out(repo: &Repo, layers: &[LayerRoot]) -> Result<Vec<String>> {
 }
 
 /// True if a layer says what becomes of `path` of the layers below it.
-fn decides(repo: &Repo, tree: &Checksum, path: &str) -> Result<bool> {
+fn decides(store: &Staged, tree: &Checksum, path: &str) -> Result<bool> {
     let mut tree = *tree;
     for part in path.split('/') {
-        let here = read_dirtree(repo, &tree)?;
+        let here = store.read_tree(&tree)?;
         let whiteout = format!("{WHITEOUT}{part}");
         if [part, whiteout.as_str(), OPAQUE]
             .iter()
@@ -117,11 +118,11 @@ impl LayerRoot {
 
 /// Lay the trees of `layers`, base first, over each other and write the result. Returns its root:
 /// tree and metadata.
-pub fn merge(repo: &Repo, layers: &[LayerRoot]) -> Result<(Checksum, Checksum)> {
+pub fn merge(store: &Staged, layers: &[LayerRoot]) -> Result<(Checksum, Checksum)> {
     let mut merged: Option<Merged> = None;
     for root in layers {
         let layer = Layer {
-            repo,
+            store,
             implied: &root.implied,
             whiteouts: root.whiteouts.as_ref(),
         };
@@ -130,11 +131,11 @@ pub fn merge(repo: &Repo, layers: &[LayerRoot]) -> Result<(Checksum, Checksum)> 
     let Some(merged) = merged else {
         fail!(Kind::Invalid, "the image has no layers");
     };
-    write(repo, merged)
+    write(store, merged)
 }
 
 struct Layer<'r> {
-    repo: &'r Repo,
+    store: &'r Staged,
     implied: &'r HashSet<String>,
     whiteouts: Option<&'r BTreeSet<String>>,
 }
@@ -165,11 +166,11 @@ impl Layer<'_> {
         if lower.is_none() && self.is_plain(path) {
             return Ok(Merged::Stored(*tree, meta));
         }
-        let upper = read_dirtree(self.repo, tree)?;
+        let upper = self.store.read_tree(tree)?;
         let opaque = upper.files.contains_key(OPAQUE);
         let keeps_meta = self.implied.contains(path);
         let lower = if let Some(lower) = lower {
-            let mut lower = open(self.repo, lower)?;
+            let mut lower = open(self.store, lower)?;
             if opaque {
                 lower.files.clear();
                 lower.dirs.clear();
@@ -231,11 +232,11 @@ impl Layer<'_> {
     }
 }
 
-fn open(repo: &Repo, dir: Merged) -> Result<OpenDir> {
+fn open(store: &Staged, dir: Merged) -> Result<OpenDir> {
     Ok(match dir {
         Merged::Open(dir) => dir,
         Merged::Stored(tree, meta) => {
-            let stored = read_dirtree(repo, &tree)?;
+            let stored = store.read_tree(&tree)?;
             OpenDir {
                 meta,
                 files: stored.files,
@@ -249,7 +250,7 @@ fn open(repo: &Repo, dir: Merged) -> Result<OpenDir> {
     })
 }
 
-fn write(repo: &Repo, dir: Merged) -> Result<(Checksum, Checksum)> {
+fn write(store: &Staged, dir: Merged) -> Result<(Checksum, Checksum)> {
     match dir {
         Merged::Stored(tree, meta) => Ok((tree, meta)),
         Merged::Open(dir) => {
@@ -258,9 +259,9 @@ fn write(repo: &Repo, dir: Merged) -> Result<(Checksum, Checksum)> {
                 dirs: BTreeMap::new(),
             };
             for (name, below) in dir.dirs {
-                tree.dirs.insert(name, write(repo, below)?);
+                tree.dirs.insert(name, write(store, below)?);
             }
-            Ok((write_dirtree(repo, &tree)?, dir.meta))
+            Ok((store.write_tree(&tree)?, dir.meta))
         }
     }
 }

@@ -1,24 +1,16 @@
 //! Reading images from anywhere, through skopeo's image proxy.
 //!
 //! One child process answers for a registry, an archive, a layout or a daemon alike, with the
-//! mirrors, credential helpers and certificates the host has configured. The library it speaks
-//! through is async; this room hides that behind blocking functions.
+//! mirrors, credential helpers and certificates the host has configured.
 
 mod copy;
 mod policy;
+mod proxy;
 mod skopeo;
 pub mod trust;
-mod wire;
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::task::Poll;
-use std::time::Duration;
-
-use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
-use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::command::{Child, find_program};
 use crate::config::Program;
@@ -26,7 +18,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Descriptor, Digest, Manifest, Platform, Reference, Transport};
 use crate::interrupt::Interrupt;
-use wire::Wire;
+use proxy::{Content, Proxy};
 
 pub use copy::{copy_layout, copy_pinned, sign};
 pub use policy::enforce as enforce_policy;
@@ -143,8 +135,8 @@ impl Auth {
     }
 }
 
-/// After so long without a byte skopeo is asked whether a blob failed.
-const SILENCE: Duration = Duration::from_secs(3);
+/// More than skopeo itself takes for a manifest.
+const MAX_MANIFEST_BYTES: u64 = 8 * 1024 * 1024;
 
 /// An image that is open for reading at its source.
 pub struct Source {
@@ -153,10 +145,7 @@ pub struct Source {
     auth: Auth,
     tls_verify: Option<bool>,
     platform: Option<Platform>,
-    image: OpenedImage,
-    // Only gone while being dropped.
-    proxy: Option<ImageProxy>,
-    wire: Wire,
+    proxy: Proxy,
 }
 
 /// A manifest as the source has it.
@@ -193,34 +182,23 @@ impl Source {
             _ => access.tls_verify,
         };
         let auth = Auth::new(access, Some(reference))?;
-        let wire = Wire::new(interrupt)?;
-        let mut config = ImageProxyConfig::default();
-        config.authfile = auth.path();
-        config.insecure_skip_tls_verification = tls_verify.map(|verify| !verify);
-        config.skopeo_cmd = Some(proxy_command(skopeo, reference, access).into_command());
-        let opened = wire.wait(async {
-            let proxy = ImageProxy::new_with_config(config).await?;
-            let image = proxy.open_image(&reference.to_skopeo()).await?;
-            Ok::<_, containers_image_proxy::Error>((proxy, image))
-        });
-        let (proxy, image) = opened?.map_err(|error| explain(reference, &error.to_string()))?;
+        let mut command = proxy_command(skopeo, reference, access).arg("experimental-image-proxy");
+        if let Some(path) = auth.path() {
+            command = command.arg("--authfile").arg(path);
+        }
+        if tls_verify == Some(false) {
+            command = command.arg("--tls-verify=false");
+        }
+        let proxy = Proxy::open(command.into_command(), &reference.to_skopeo(), interrupt)
+            .map_err(|error| explain(reference, error))?;
         Ok(Self {
             reference: reference.clone(),
             skopeo: skopeo.clone(),
             auth,
             tls_verify,
             platform: access.platform.clone(),
-            image,
-            proxy: Some(proxy),
-            wire,
+            proxy,
         })
-    }
-
-    fn proxy(&self) -> &ImageProxy {
-        match &self.proxy {
-            Some(proxy) => proxy,
-            None => unreachable!("the proxy is only gone while being dropped"),
-        }
     }
 
     /// What was opened.
@@ -239,9 +217,9 @@ impl Source {
     /// The manifest for this machine's platform, byte for byte.
     pub fn manifest(&self) -> Result<FetchedManifest> {
         let (digest, bytes) = self
-            .wire
-            .wait(self.proxy().fetch_manifest_raw_oci(&self.image))?
-            .map_err(|error| explain(&self.reference, &error.to_string()))
+            .proxy
+            .manifest(MAX_MANIFEST_BYTES)
+            .map_err(|error| explain(&self.reference, error))
             .map_err(|error| name_one_of(&self.skopeo, &self.reference, error))?;
         let digest: Digest = digest.parse()?;
         // The proxy shows docker's manifests converted to OCI; then the exact bytes are asked for.
@@ -251,7 +229,7 @@ impl Source {
             self.skopeo_command("inspect")
                 .args(["--raw", &self.reference.pinned_to(digest).to_skopeo()])
                 .run()
-                .map_err(|error| explain(&self.reference, &error.to_string()))?
+                .map_err(|error| explain(&self.reference, error))?
         };
         if Digest::of(&bytes) != digest {
             fail!(
@@ -297,31 +275,18 @@ impl Source {
 
     /// Read a blob as a stream. The reader's [`BlobReader::finish`] tells whether it was whole.
     pub fn blob(&self, descriptor: &Descriptor) -> Result<BlobReader<'_>> {
-        let digest = descriptor
-            .digest
-            .to_string()
-            .parse()
-            .context(|| "cannot pass the digest on".into())?;
-        let stream = self
-            .wire
-            .wait(
-                self.proxy()
-                    .get_blob_stream(&self.image, &digest, descriptor.size),
-            )?
-            .map_err(|error| {
-                explain(&self.reference, &error.to_string())
-                    .within(format_args!("blob {}", descriptor.digest))
-            })?;
-        let (reader, driver) = stream.into_parts();
+        let digest = descriptor.digest;
+        let content = self.proxy.blob(&digest.to_string(), descriptor.size);
+        let content = content.map_err(|error| self.about_blob(digest, error))?;
         Ok(BlobReader {
             source: self,
-            digest: descriptor.digest,
-            left: descriptor.size,
-            reader,
-            driver,
-            asks: false,
-            outcome: None,
+            digest,
+            content,
         })
+    }
+
+    fn about_blob(&self, digest: Digest, error: Error) -> Error {
+        explain(&self.reference, error).within(format_args!("blob {digest}"))
     }
 
     /// `skopeo VERB` with the same credentials and TLS setting as the proxy.
@@ -344,95 +309,34 @@ impl Source {
     }
 }
 
-impl Drop for Source {
-    /// skopeo unpacks some sources below /var/tmp and removes that only when the image is closed.
-    fn drop(&mut self) {
-        if let Some(proxy) = self.proxy.take() {
-            let image = &self.image;
-            self.wire.close(async {
-                if let Err(error) = proxy.close_image(image).await {
-                    tracing::debug!(%error, "close");
-                }
-                // Its socket closes here, which ends it.
-                drop(proxy);
-            });
-        }
-    }
-}
-
 /// The bytes of one blob.
 pub struct BlobReader<'s> {
     source: &'s Source,
     digest: Digest,
-    /// Bytes that are still to come.
-    left: u64,
-    reader: Box<dyn AsyncRead + Send + Unpin>,
-    driver: BoxFuture<'s, containers_image_proxy::Result<()>>,
-    /// Whether skopeo is being asked how the blob went.
-    asks: bool,
-    outcome: Option<containers_image_proxy::Result<()>>,
+    content: Content<'s>,
 }
 
 impl BlobReader<'_> {
     /// Hear from skopeo whether the blob arrived whole. Call it in every case, after reading: it
     /// says why a stream ended early.
-    pub fn finish(mut self) -> Result<()> {
-        // Whatever was not read must be, or skopeo waits for us while we wait for it.
-        let drained = std::io::copy(&mut self, &mut std::io::sink());
-        drained.context(|| format!("cannot read the blob {}", self.digest))?;
-        let outcome = match self.outcome.take() {
-            Some(outcome) => outcome,
-            None => self.source.wire.wait(&mut self.driver)?,
-        };
-        outcome.map_err(|error| {
-            explain(&self.source.reference, &error.to_string())
-                .within(format_args!("blob {}", self.digest))
-        })
+    pub fn finish(self) -> Result<()> {
+        let finished = self.content.finish();
+        finished.map_err(|error| self.source.about_blob(self.digest, error))
     }
 }
 
 impl Read for BlobReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        // skopeo closes its end of the pipe only when it is asked how the blob went, and answers nothing
-        // else until the blob is through. So it is asked at the end, or when it has been silent for so
-        // long that it may have failed.
-        self.asks |= self.left == 0;
-        let Self {
-            source,
-            left,
-            reader,
-            driver,
-            asks,
-            outcome,
-            ..
-        } = self;
-        let read = async {
-            let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
-            std::future::poll_fn(|context| {
-                let mut buffer = ReadBuf::new(buffer);
-                let read = Pin::new(&mut *reader).poll_read(context, &mut buffer);
-                if read.is_pending() {
-                    *asks = *asks || silence.as_mut().poll(context).is_ready();
-                    if *asks
-                        && outcome.is_none()
-                        && let Poll::Ready(result) = driver.as_mut().poll(context)
-                    {
-                        *outcome = Some(result);
-                    }
-                }
-                read.map_ok(|()| buffer.filled().len())
-            })
-            .await
-        };
-        let n = source.wire.wait(read).map_err(std::io::Error::other)??;
-        *left = left.saturating_sub(n as u64);
-        Ok(n)
+        self.content.read(buffer)
     }
 }
 
 /// One clear line from skopeo's chain of causes.
-fn explain(reference: &Reference, cause: &str) -> Error {
-    let cause = cause.replace('\n', " ");
+fn explain(reference: &Reference, error: Error) -> Error {
+    if matches!(error.kind(), Kind::Interrupted(_)) {
+        return error;
+    }
+    let cause = error.to_string().replace('\n', " ");
     let has = |texts: &[&str]| texts.iter().any(|text| cause.contains(text));
     let (kind, hint) = if has(&[
         "manifest unknown",

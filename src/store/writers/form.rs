@@ -35,7 +35,7 @@ pub(super) struct Manner {
 /// A [`FileMeta`], made ready.
 pub(super) struct Form {
     pub meta: FileMeta,
-    /// What is hashed before the content. Shape: libostree's `ostree-core.c`, the file header.
+    /// What is hashed before the content.
     pub header: Vec<u8>,
     manner: Manner,
     /// The mode it is created with.
@@ -50,12 +50,6 @@ impl Form {
     pub(super) fn new(meta: FileMeta, manner: Manner) -> Self {
         let (uid, gid, mode) = (meta.uid.to_be(), meta.gid.to_be(), meta.mode.to_be());
         let xattrs = &meta.xattrs;
-        let variant = (uid, gid, mode, 0u32, "", xattrs).to_variant();
-        let size = u32::try_from(variant.size()).unwrap_or(u32::MAX);
-        // The variant is aligned to eight bytes.
-        let mut header = size.to_be_bytes().to_vec();
-        header.extend_from_slice(&[0; 4]);
-        header.extend_from_slice(variant.data());
         let last = if manner.is_system {
             meta.mode & 0o7777
         } else {
@@ -64,7 +58,7 @@ impl Form {
         // One that is special is closed until it is whole.
         let is_plain = manner.is_system && last & (SPECIAL | manner.umask) == 0;
         Self {
-            header,
+            header: header(&meta, ""),
             manner,
             first: if is_plain { last } else { 0o600 },
             last,
@@ -96,6 +90,19 @@ impl Form {
         }
         reset_times(file)
     }
+}
+
+/// What is hashed of a file before its content, and of a link all that is. Shape: libostree's `ostree-core.c`, the
+/// file header.
+pub(super) fn header(meta: &FileMeta, target: &str) -> Vec<u8> {
+    let (uid, gid, mode) = (meta.uid.to_be(), meta.gid.to_be(), meta.mode.to_be());
+    let variant = (uid, gid, mode, 0u32, target, &meta.xattrs).to_variant();
+    let size = u32::try_from(variant.size()).unwrap_or(u32::MAX);
+    // The variant is aligned to eight bytes.
+    let mut header = size.to_be_bytes().to_vec();
+    header.extend_from_slice(&[0; 4]);
+    header.extend_from_slice(variant.data());
+    header
 }
 
 /// Set extended attributes whose names end in NUL.

@@ -12,6 +12,7 @@
 mod form;
 mod lane;
 mod space;
+mod staged;
 mod work;
 
 use std::fs::File;
@@ -31,7 +32,8 @@ use crate::safefs;
 pub use form::{FileMeta, OSTREE_META, reset_times, set_xattrs};
 pub use lane::Lane;
 use lane::Task;
-pub(super) use work::path as object_path;
+pub use staged::Staged;
+pub(super) use work::{FILE, path as object_path};
 use work::{Shared, UNNAMED, Worker, names};
 
 /// More threads than this only wait for the disk.
@@ -83,6 +85,14 @@ impl Writers {
             fail!(Kind::Failed, "the writers have ended");
         };
         Ok(Lane::new(tasks, self.shared.manner(), budget))
+    }
+
+    /// A way in for directories and links.
+    pub fn staged(&self, repo: &Repo) -> Staged {
+        Staged {
+            repo: repo.clone(),
+            shared: self.shared.clone(),
+        }
     }
 
     /// Make all that was written durable, by others to the same file system as well, and move it to where it
@@ -190,7 +200,7 @@ pub(super) fn wait<'a, T>(changed: &Condvar, guard: MutexGuard<'a, T>) -> MutexG
 
 #[cfg(test)]
 mod tests {
-    use super::super::objects::Checksum;
+    use super::super::objects::{DirTree, write_dirtree};
     use super::work::path as path_of;
     use super::*;
     use crate::store::objects::{NO_CANCEL, checksum};
@@ -226,7 +236,7 @@ mod tests {
             // Two of these fill a batch, so that rooms go round; the first batch begins with an empty file.
             let half = vec![b'y'; 250_000];
             let contents: [&[u8]; 4] = [b"", b"content", &half, &big];
-            let ways: Vec<Vec<(Checksum, rustix::fs::Stat)>> = ["ours", "theirs"]
+            let ways: Vec<Vec<(String, rustix::fs::Stat)>> = ["ours", "theirs"]
                 .into_iter()
                 .map(|way| {
                     let path = path.join(format!("{way}-{is_system}"));
@@ -258,7 +268,50 @@ mod tests {
                         }
                     }
                     sums.extend(lane.finish().unwrap());
+                    let mut objects: Vec<String> =
+                        sums.iter().map(|sum| path_of(sum, FILE)).collect();
+                    let staged = writers.staged(&repo);
+                    for (uid, xattrs) in
+                        [(0, vec![]), (7, vec![]), (0, with_attribute.xattrs.clone())]
+                    {
+                        // No attribute of this kind is for links where they are links.
+                        let xattrs = if is_system { Vec::new() } else { xattrs };
+                        let variant = xattrs.to_variant();
+                        let meta = FileMeta {
+                            uid,
+                            gid: 9,
+                            mode: 0o120_777,
+                            xattrs,
+                        };
+                        objects.push(path_of(
+                            &if way == "ours" {
+                                staged.write_symlink(&meta, "../to").unwrap()
+                            } else {
+                                let written = repo.write_symlink(
+                                    None,
+                                    uid,
+                                    9,
+                                    Some(&variant),
+                                    "../to",
+                                    NO_CANCEL,
+                                );
+                                checksum(&written.unwrap()).unwrap()
+                            },
+                            FILE,
+                        ));
+                    }
+                    let mut tree = DirTree::default();
+                    tree.files.insert("name".into(), sums[0]);
+                    let sum = if way == "ours" {
+                        let sum = staged.write_tree(&tree).unwrap();
+                        assert_eq!(staged.read_tree(&sum).unwrap(), tree);
+                        sum
+                    } else {
+                        write_dirtree(&repo, &tree).unwrap()
+                    };
+                    objects.push(path_of(&sum, ".dirtree"));
                     writers.place().unwrap();
+                    assert_eq!(staged.read_tree(&sum).unwrap(), tree);
                     assert_eq!(
                         path.join("tmp")
                             .read_dir_utf8()
@@ -269,15 +322,19 @@ mod tests {
                             .count(),
                         0
                     );
-                    let objects = path.join("objects");
-                    sums.into_iter()
-                        .map(|sum| {
-                            let at = objects.join(path_of(&sum));
-                            let mut found = rustix::fs::stat(at.as_std_path()).unwrap();
+                    let below = path.join("objects");
+                    objects
+                        .into_iter()
+                        .map(|object| {
+                            let at = below.join(&object);
+                            let mut found = rustix::fs::lstat(at.as_std_path()).unwrap();
+                            if found.st_mode & 0o170_000 == 0o120_000 || object.ends_with("tree") {
+                                (found.st_mtime, found.st_mtime_nsec) = (0, 0);
+                            }
                             // These are never the same.
                             (found.st_ino, found.st_ctime, found.st_ctime_nsec) = (0, 0, 0);
                             (found.st_atime, found.st_atime_nsec) = (0, 0);
-                            (sum, found)
+                            (object, found)
                         })
                         .collect()
                 })

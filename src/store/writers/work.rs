@@ -85,10 +85,10 @@ impl Worker {
     fn write_whole(&self, form: &Form, bytes: &[u8]) -> Result<Checksum> {
         let sum = Sha256::new().chain_update(&form.header);
         let checksum: Checksum = sum.chain_update(bytes).finalize().into();
-        if !self.shared.claim(checksum)? {
+        if !self.shared.claim(checksum, FILE)? {
             return Ok(checksum);
         }
-        let mut file = self.create(&path(&checksum), form, bytes.len() as u64)?;
+        let mut file = self.create(&path(&checksum, FILE), form, bytes.len() as u64)?;
         file.write_all(bytes).context(failed)?;
         form.give(&file).context(failed)?;
         Ok(checksum)
@@ -111,8 +111,8 @@ impl Worker {
         form.give(&file).context(failed)?;
         let checksum = sum.finalize().into();
         let staging = &self.shared.staging;
-        if self.shared.claim(checksum)? {
-            let to = path(&checksum);
+        if self.shared.claim(checksum, FILE)? {
+            let to = path(&checksum, FILE);
             self.shared
                 .in_part(&to, || rustix::fs::renameat(staging, &name, staging, &to))
         } else {
@@ -124,8 +124,7 @@ impl Worker {
 
     fn create(&self, name: &str, form: &Form, bytes: u64) -> Result<File> {
         let shared = &self.shared;
-        shared.space.take(bytes)?;
-        shared.flush_after(bytes);
+        shared.take_room(bytes)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = shared.in_part(name, || {
             rustix::fs::openat(&shared.staging, name, flags, form.first_mode())
@@ -164,6 +163,13 @@ impl Shared {
         self.manner
     }
 
+    /// Count what is going to be written.
+    pub(super) fn take_room(&self, bytes: u64) -> Result<()> {
+        self.space.take(bytes)?;
+        self.flush_after(bytes);
+        Ok(())
+    }
+
     /// Flush whenever it is asked for.
     pub(super) fn flush(&self, queue: &Receiver<()>) {
         for () in queue {
@@ -197,11 +203,15 @@ impl Shared {
     }
 
     /// True for the first who asks about what is not in the repository yet.
-    fn claim(&self, checksum: Checksum) -> Result<bool> {
+    pub(super) fn claim(&self, checksum: Checksum, kind: &str) -> Result<bool> {
         if !lock(&self.claimed).insert(checksum) {
             return Ok(false);
         }
-        match rustix::fs::statat(&self.objects, path(&checksum), AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(
+            &self.objects,
+            path(&checksum, kind),
+            AtFlags::SYMLINK_NOFOLLOW,
+        ) {
             Ok(_) => Ok(false),
             Err(Errno::NOENT) => Ok(true),
             Err(error) => Err(error).context(failed),
@@ -209,7 +219,7 @@ impl Shared {
     }
 
     /// Do something below a part of the staging directory, which is made if it is missing.
-    fn in_part<T>(
+    pub(super) fn in_part<T>(
         &self,
         path: &str,
         what: impl Fn() -> rustix::io::Result<T>,
@@ -281,9 +291,12 @@ pub(super) fn names(directory: &File) -> rustix::io::Result<Vec<String>> {
     Ok(out)
 }
 
-/// Where an object is below `objects`.
-pub fn path(checksum: &Checksum) -> String {
+/// What files and links end in, as objects.
+pub const FILE: &str = ".file";
+
+/// Where an object is below `objects`; its name ends in its `kind`.
+pub fn path(checksum: &Checksum, kind: &str) -> String {
     let mut text = hex(checksum);
     text.insert(2, '/');
-    text + ".file"
+    text + kind
 }
