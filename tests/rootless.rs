@@ -771,3 +771,102 @@ fn apptainer_is_told_what_to_run() {
         );
     }
 }
+
+/// Makes what udocker 1.3 would have in `~/.udocker` for one image in two forms, and two containers.
+/// Source: its files, written by hand; `$1` is the image.
+const OLD: &str = r#"
+set -e
+old=~/.udocker id=0f3bd0c9-2b2e-3b1c-9d8e-5a4f7c6b1a20
+mkdir -p $old/bin $old/lib $old/layers $old/containers/$id/ROOT $old/repos/app/1 $old/repos/plain/2
+skopeo copy --quiet --src-tls-verify=false docker://$1 dir:/tmp/as-dir
+cp /tmp/as-dir/manifest.json $old/repos/app/1/manifest
+touch $old/repos/app/1/v2 $old/repos/app/1/PROTECT
+echo app:1 > $old/repos/app/1/TAG
+for blob in /tmp/as-dir/????????????????????????????????????????????????????????????????; do
+    hex=${blob##*/}
+    cp $blob $old/layers/sha256:$hex
+    ln -s ../../../layers/sha256:$hex $old/repos/app/1/sha256:$hex
+done
+# One that was imported, of two layers.
+cd $old/repos/plain/2
+echo plain:2 > TAG; touch v1
+mkdir /tmp/base /tmp/top; echo base > /tmp/base/file; echo top > /tmp/top/file
+tar -C /tmp/base -cf $old/layers/aa.layer .; tar -C /tmp/top -czf $old/layers/bb.layer .
+for id1 in aa bb; do ln -s ../../../layers/$id1.layer $id1.layer; done
+echo '["bb", "cc", "aa"]' > ancestry
+echo '{"id": "bb", "config": {"Cmd": ["cat", "/file"]}}' > bb.json
+# Containers.
+cd $old/containers/$id
+tar -C ROOT -xzf "$(ls -S /tmp/as-dir/???????????????????????????????????????????????????????????????? | head -1)"
+echo written > ROOT/etc/written; chmod 600 ROOT/etc/written
+echo '{"architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/etc/written"]}}' > container.json
+echo app:1 > imagerepo.name; echo P1 > execmode; touch PROTECT
+ln -s $id ../old; ln -s $id ../older
+changed=11f86d1e-8d2b-3a8c-8f5b-0a1b2c3d4e5f
+mkdir -p ../$changed/ROOT; cp container.json ../$changed; echo F3 > ../$changed/execmode
+echo '{"https://registry.example:5000": {"auth": "dXNlcjpzZWNyZXQ=", "email": ""}}' > $old/keystore
+find $old -printf '%P %y %s %T@ %m\n' | sort > /tmp/before
+"#;
+
+#[test]
+fn what_udocker_has_is_brought_in() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let user = &rootless.user;
+    std::fs::write(host.path("/usr/local/bin/old.sh"), OLD).unwrap();
+    let image = rootless.name.trim_start_matches("http:");
+    user.ok(&format!("sh /usr/local/bin/old.sh {image}"));
+    let said = user.command("atomic-rs rootless migrate");
+    assert_eq!(said.code(), 1);
+    let (out, err) = (said.out(), said.err());
+    for line in [
+        "image app:1: brought in",
+        "image plain:2: brought in",
+        "container 0f3bd0c9-2b2e-3b1c-9d8e-5a4f7c6b1a20 old older: brought in",
+        "login registry.example:5000: brought in",
+    ] {
+        assert!(out.lines().any(|found| found == line), "{line}: {out}{err}");
+    }
+    assert!(err.contains("its files are changed for mode F3"), "{err}");
+    assert!(err.contains("1 could not be brought in"), "{err}");
+    // Nothing there is changed.
+    user.ok("find ~/.udocker -printf '%P %y %s %T@ %m\\n' | sort | cmp - /tmp/before");
+    assert_eq!(rootless.ok("run old"), "written\n");
+    assert_eq!(
+        rootless.ok("run older busybox stat -c %u:%a /etc/written"),
+        "0:600\n"
+    );
+    let (code, said) = rootless.code("rm old");
+    assert!(code != 0 && said.contains("is protected"), "{said}");
+    rootless.ok("create --name new app:1");
+    assert_eq!(rootless.ok("run new"), "hello\n");
+    rootless.ok("create --name plain plain:2");
+    assert_eq!(rootless.ok("export plain | tar -xO ./file"), "top\n");
+    let login = user.ok("cat ~/.config/containers/auth.json");
+    assert!(login.contains("registry.example:5000"), "{login}");
+    // Once more, when it is undone there what was in the way.
+    user.ok("echo P2 > ~/.udocker/containers/11f86d1e-8d2b-3a8c-8f5b-0a1b2c3d4e5f/execmode");
+    let again: Value = serde_json::from_str(&rootless.ok("migrate --json ~/.udocker")).unwrap();
+    let outcomes: Vec<&str> = again
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["outcome"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        outcomes,
+        [
+            "here already",
+            "here already",
+            "here already",
+            "brought in",
+            "here already"
+        ]
+    );
+    let (code, said) = rootless.code("migrate /etc");
+    assert!(
+        code == 1 && said.contains("not a directory of udocker's"),
+        "{said}"
+    );
+}

@@ -293,6 +293,25 @@ ok "import --tocontainer" udocker import --tocontainer --name=direct tree.tar ap
 ok "the image of that name is left alone" udocker verify app:1
 ok "it runs" $run direct cat /kept
 is "kept"
+ok "export --clone" udocker export --clone -o whole.tar one
+ok "it has what is on record" tar -tf whole.tar container.json imagerepo.name ROOT/kept
+ok "import --clone" udocker import --clone --tocontainer --name=whole whole.tar
+ok "it runs" $run whole cat /kept
+is "kept"
+ok "it has the image's command" $run whole
+is "of the image"
+code 1 "import --clone of what is no container" udocker import --clone tree.tar
+complains "Error: importing"
+mkdir bare && tar -C bare -xf tree.tar
+ok "--location" $run --location="$work/bare" any sh -c 'cat /kept; echo new > /lent'
+is "kept"
+ok "its files stay" test -f bare/lent
+ok "and no container of it" sh -c 'udocker -q ps | wc -l; udocker -q ps -m -s >/dev/null'
+code 2 "--location of nothing" $run --location="$work/nothing" any true
+complains "invalid --location"
+code 2 "--location in a mode that changes files" $run --execmode=F1 --location="$work/bare" any true
+complains "mode F1 changes files"
+chmod -R u+rwX bare
 code 1 "import of nothing" udocker import nothing.tar x:1
 complains "tar file does not exist"
 
@@ -314,6 +333,33 @@ ok "a default" env UDOCKER_DEFAULT_EXECUTION_MODE=P2 udocker create --name=three
 ok "it is that" udocker setup three
 says "execmode: P2"
 
+# Settings.
+cat > udocker.conf <<'END'
+# Without the head that later versions want.
+default_execution_mode = "R1"
+cmd = ["echo", "of the settings"]
+unknown_key = 7
+http_insecure = True
+END
+ok "--config" udocker --config=udocker.conf showconf
+says "default_execution_mode = R1"
+says "http_insecure = true"
+says "unknown_key = 7"
+ok "its mode" udocker --config=udocker.conf create --name=four app:1
+ok "it is that" udocker setup four
+says "execmode: R1"
+udocker rm four >/dev/null
+ok "its command" udocker --config=udocker.conf -q run --nobanner --nometa --execmode=N --rm app:1
+is "of the settings"
+code 1 "--config of nothing" udocker --config=nothing.conf showconf
+complains "cannot read the configuration nothing.conf"
+mv udocker.conf "$UDOCKER_DIR/udocker.conf"
+ok "the file of the directory" udocker showconf
+says "default_execution_mode = R1"
+ok "the environment wins" env UDOCKER_DEFAULT_EXECUTION_MODE=P2 udocker showconf
+says "default_execution_mode = P2"
+rm "$UDOCKER_DIR/udocker.conf"
+
 # Registries.
 ok "search" udocker search app
 says "app"
@@ -324,7 +370,7 @@ complains "Error: invalid credentials"
 code 1 "logout of nowhere" udocker logout --registry=nowhere.example
 complains "Error: deleting credentials"
 
-for container in one two three direct; do udocker rm $container >/dev/null; done
+for container in one two three direct whole; do udocker rm $container >/dev/null; done
 for left in $(udocker -q ps | cut -d' ' -f1); do udocker rm "$left" >/dev/null; done
 ok "nothing is left" udocker -q ps
 is ""

@@ -1,11 +1,11 @@
-//! An image of a plain tar archive: of one layer, and with nothing to run.
+//! Images of plain tar archives.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::Stdio;
 
-use camino::Utf8Path;
-use serde_json::json;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
 
 use super::{Remote, Silent};
 use crate::command::Child;
@@ -25,7 +25,8 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Bring an archive into the store, as an image of this name. It may be compressed by gzip, zstd, xz or bzip2.
+/// Bring an archive into the store, as an image of this name, of one layer, and with nothing to run. It may be
+/// compressed by gzip, zstd, xz or bzip2.
 ///
 /// # Errors
 /// [`Kind::Invalid`] if it is no archive.
@@ -35,6 +36,25 @@ pub fn import_tar(
     archive: &Utf8Path,
     name: &Name,
     platform: &Platform,
+) -> Result<StoredImage> {
+    let mut image = json!({
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": {},
+    });
+    if !platform.variant.is_empty() {
+        image["variant"] = platform.variant.clone().into();
+    }
+    import_layers(config, store, &[archive.to_owned()], image, name)
+}
+
+/// The same of several archives, base first, with the config of their image, whose layers need not be named in it.
+pub fn import_layers(
+    config: &Config,
+    store: &Store,
+    archives: &[Utf8PathBuf],
+    mut image: Value,
+    name: &Name,
 ) -> Result<StoredImage> {
     let scratch = Scratch::new(store)?;
     // A layout is named by its directory, and that of the scratch is no name of an image.
@@ -47,24 +67,26 @@ pub fn import_tar(
         std::fs::write(&path, bytes).context(|| format!("cannot write {path}"))?;
         Ok(digest)
     };
-    let staged = blobs.join("layer");
-    let (layer, size) = unpack(archive, &staged)?;
-    std::fs::rename(&staged, blobs.join(layer.hex())).context(|| "cannot keep the layer".into())?;
-    let mut image = json!({
-        "architecture": platform.architecture,
-        "os": platform.os,
-        "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [layer]},
-    });
-    if !platform.variant.is_empty() {
-        image["variant"] = platform.variant.clone().into();
+    let mut layers = Vec::new();
+    for archive in archives {
+        let staged = blobs.join("layer");
+        let (digest, size) = unpack(archive, &staged)?;
+        std::fs::rename(&staged, blobs.join(digest.hex()))
+            .context(|| "cannot keep the layer".into())?;
+        layers.push(json!({"mediaType": LAYER, "digest": digest, "size": size}));
+    }
+    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+    image["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids});
+    // It would have to speak of these very layers.
+    if let Some(fields) = image.as_object_mut() {
+        fields.remove("history");
     }
     let image = image.to_string();
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": {"mediaType": CONFIG, "digest": put(image.as_bytes())?, "size": image.len()},
-        "layers": [{"mediaType": LAYER, "digest": layer, "size": size}],
+        "layers": layers,
     });
     let manifest = manifest.to_string();
     let index = json!({
@@ -83,55 +105,66 @@ pub fn import_tar(
     }
     let reference: Reference = format!("oci:{layout}").parse()?;
     let remote = Remote::open(config, &reference, &Access::default())?;
-    // There is no other way to get it again than this archive.
-    let source = format!("oci:{archive}");
+    // There is no other way to get it again than these archives.
+    let source = archives.first().map_or("", |first| first.as_str());
+    let source = format!("oci:{source}");
     remote.fetch_as(config, store, name, source, &mut Silent)?;
     store.find_one(&name.to_string())
 }
 
 /// Write what an archive is when it is not compressed: its digest and size.
 fn unpack(archive: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
+    with_unpacked(archive, |input| {
+        let mut hashing = Hashing::new(input);
+        let mut out = File::create_new(to).context(|| format!("cannot create {to}"))?;
+        let copied = std::io::copy(&mut hashing, &mut out);
+        copied.kind(Kind::Invalid, || format!("cannot unpack {archive}"))?;
+        let (digest, size, _) = hashing.finish();
+        Ok((digest, size))
+    })
+}
+
+/// Read a file as what it is when it is not compressed: by gzip, zstd, xz or bzip2, as its first bytes say.
+pub fn with_unpacked<T>(
+    archive: &Utf8Path,
+    what: impl FnOnce(&mut dyn Read) -> Result<T>,
+) -> Result<T> {
     let failed = || format!("cannot read {archive}");
     let mut input = BufReader::new(File::open(archive).context(failed)?);
     let mut head = [0; 6];
     let begins = input.fill_buf().context(failed)?;
     let length = begins.len().min(head.len());
     head[..length].copy_from_slice(&begins[..length]);
-    let mut running = None;
-    let mut by = |program: &str| -> Result<Box<dyn Read>> {
-        let mut command = Child::new(program)
-            .args(["-dc", "--", archive.as_str()])
-            .into_command();
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .context(|| format!("cannot run {program}"))?;
-        let stdout = child.stdout.take();
-        running = Some(child);
-        Ok(match stdout {
-            Some(stdout) => Box::new(stdout),
-            None => Box::new(std::io::empty()),
-        })
-    };
-    let input: Box<dyn Read> = match head {
-        [0x1f, 0x8b, ..] => Box::new(Gunzip::new(input)),
+    let program = match head {
+        [0x1f, 0x8b, ..] => return what(&mut Gunzip::new(input)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(zstd::stream::read::Decoder::with_buffer(input).context(failed)?)
+            let decoder = zstd::stream::read::Decoder::with_buffer(input);
+            return what(&mut decoder.context(failed)?);
         }
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => by("xz")?,
-        [b'B', b'Z', b'h', ..] => by("bzip2")?,
-        _ => Box::new(input),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => "xz",
+        [b'B', b'Z', b'h', ..] => "bzip2",
+        _ => return what(&mut input),
     };
-    let mut hashing = Hashing::new(input);
-    let mut out = File::create_new(to).context(|| format!("cannot create {to}"))?;
-    let copied = std::io::copy(&mut hashing, &mut out);
-    copied.kind(Kind::Invalid, || format!("cannot unpack {archive}"))?;
-    if let Some(mut child) = running {
-        let status = child.wait().context(failed)?;
-        if !status.success() {
-            fail!(Kind::Invalid, "cannot unpack {archive}: {status}");
+    let mut command = Child::new(program)
+        .args(["-dc", "--", archive.as_str()])
+        .into_command();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context(|| format!("cannot run {program}"))?;
+    let done = match child.stdout.take() {
+        Some(mut stdout) => {
+            let done = what(&mut stdout);
+            // An archive ends before its file does, and the program would not end before both.
+            let rest = std::io::copy(&mut stdout, &mut std::io::sink());
+            rest.context(failed)?;
+            done?
         }
+        None => fail!(Kind::Failed, "cannot run {program}"),
+    };
+    let status = child.wait().context(failed)?;
+    if !status.success() {
+        fail!(Kind::Invalid, "cannot unpack {archive}: {status}");
     }
-    let (digest, size, _) = hashing.finish();
-    Ok((digest, size))
+    Ok(done)
 }

@@ -150,6 +150,9 @@ pub struct Record {
     pub protected: bool,
     /// The shared files it stands on: a name below `H/trees`.
     pub tree: String,
+    /// Where its files are, if they are somebody else's and only lent to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<Utf8PathBuf>,
     /// The image's config, as it came.
     pub config: Value,
 }
@@ -363,7 +366,8 @@ impl Container {
 
     /// Where its root is.
     pub fn root(&self) -> Utf8PathBuf {
-        self.path.join("ROOT")
+        let own = || self.path.join("ROOT");
+        self.record.location.clone().unwrap_or_else(own)
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::container::{Container, FORMAT, Mode, Record};
 use super::files;
-use super::home::{Home, Name};
+use super::home::{Home, Name, is_id};
 use super::tree::Tree;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
@@ -29,6 +29,65 @@ pub struct Create<'a> {
     pub force: bool,
     /// How it runs.
     pub mode: Mode,
+}
+
+/// What a container is made from that needs no image.
+#[derive(Debug)]
+pub struct Adopt<'a> {
+    /// Its id, if it has one already.
+    pub id: Option<&'a str>,
+    /// Its files.
+    pub files: &'a Utf8Path,
+    /// Whether they are only lent: the container is on them, and they stay when it goes.
+    pub lent: bool,
+    /// What image they are said to be of.
+    pub image: String,
+    /// That image's config.
+    pub config: Value,
+    /// Its name, if it gets one.
+    pub name: Option<&'a Name>,
+    /// How it runs.
+    pub mode: Mode,
+}
+
+/// Create a container of files that are there, which are copied unless they are lent.
+///
+/// # Errors
+/// [`Kind::Exists`] if the name is taken.
+pub fn adopt(config: &Config, request: &Adopt<'_>) -> Result<Container> {
+    let home = Home::of(config);
+    let _turn = home.turn()?;
+    sweep_staged(&home)?;
+    if let Some(id) = request.id
+        && (!is_id(id) || home.container(id).exists())
+    {
+        fail!(
+            Kind::Exists,
+            "\"{id}\" is no id, or that of a container that exists"
+        );
+    }
+    let platform = ImageConfig::parse(request.config.to_string().as_bytes())?.platform();
+    let new = || uuid::Uuid::new_v4().to_string();
+    let record = Record {
+        format: FORMAT,
+        id: request.id.map_or_else(new, str::to_owned),
+        image: request.image.clone(),
+        image_id: String::new(),
+        created: now(),
+        platform: platform.unwrap_or_else(Platform::host).to_string(),
+        mode: request.mode,
+        protected: false,
+        own_files: true,
+        tree: String::new(),
+        location: request.lent.then(|| request.files.to_owned()),
+        config: request.config.clone(),
+    };
+    let from = if request.lent {
+        Origin::Nothing
+    } else {
+        Origin::Files(request.files)
+    };
+    place(&home, record, from, request.name, false)
 }
 
 /// Create a container.
@@ -54,10 +113,11 @@ pub fn create(config: &Config, store: &Store, request: &Create<'_>) -> Result<Co
         protected: false,
         own_files: false,
         tree: tree.name().to_owned(),
+        location: None,
         config: serde_json::from_slice(&text)
             .kind(Kind::Invalid, || "the image config is not valid".into())?,
     };
-    place(&home, record, None, request.name, request.force)
+    place(&home, record, Origin::Nothing, request.name, request.force)
 }
 
 /// A new container with all that was written to another one, which must not be running.
@@ -74,7 +134,7 @@ pub fn clone(config: &Config, from: &Container, name: Option<&Name>) -> Result<C
         protected: false,
         ..from.record.clone()
     };
-    place(&home, record, Some(from), name, false)
+    place(&home, record, Origin::Container(from), name, false)
 }
 
 /// Remove a container, all its names, and what it shared with no other.
@@ -119,11 +179,21 @@ pub fn stopped(container: &Container) -> Result<safefs::Lock> {
     Ok(held)
 }
 
+/// What a new container has from the beginning.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Nothing,
+    /// All that another one has.
+    Container(&'a Container),
+    /// These files.
+    Files(&'a Utf8Path),
+}
+
 /// Make the directory of a container under another name and give it its own when it is whole.
 fn place(
     home: &Home,
     record: Record,
-    from: Option<&Container>,
+    from: Origin<'_>,
     name: Option<&Name>,
     force: bool,
 ) -> Result<Container> {
@@ -143,31 +213,40 @@ fn place(
         let path = staged.join(directory);
         std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?;
     }
-    if let Some(from) = from {
-        let upper = from.path.join("upper");
-        if upper.is_dir() {
-            copy(&upper, &staged.join("upper"))?;
-        } else {
-            make_upper(&staged.join("upper"))?;
+    let upper = staged.join("upper");
+    match from {
+        Origin::Nothing => make_upper(&upper)?,
+        Origin::Files(files) => {
+            make_upper(&upper)?;
+            let root = staged.join("ROOT");
+            remove_empty(&root)?;
+            files::copy(files, &root)?;
+            files::open(&root)?;
         }
-        if let Some(files) = from.files() {
-            let to = staged.join("ROOT");
-            std::fs::remove_dir(&to).context(|| format!("cannot replace {to}"))?;
-            copy(&files, &to)?;
-            let fake = from.path.join("fake");
-            if fake.is_dir() {
-                copy(&fake, &staged.join("fake"))?;
+        Origin::Container(from) => {
+            let written = from.path.join("upper");
+            if written.is_dir() {
+                copy(&written, &upper)?;
+            } else {
+                make_upper(&upper)?;
+            }
+            if let Some(files) = from.files() {
+                let root = staged.join("ROOT");
+                remove_empty(&root)?;
+                copy(&files, &root)?;
+                let fake = from.path.join("fake");
+                if fake.is_dir() {
+                    copy(&fake, &staged.join("fake"))?;
+                }
             }
         }
-    } else {
-        make_upper(&staged.join("upper"))?;
     }
     let container = Container {
         path: staged.clone(),
         record,
     };
     container.save()?;
-    if from.is_some() {
+    if !matches!(from, Origin::Nothing) {
         safefs::sync_file_system(staged.as_std_path())?;
     }
     safefs::rename(staged.as_std_path(), home.container(&id).as_std_path())?;
@@ -186,6 +265,11 @@ pub(super) fn make_upper(path: &Utf8Path) -> Result<()> {
     // It is what the container's users see as their root directory.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(path, mode).context(|| format!("cannot open {path}"))
+}
+
+/// Make way for a copy.
+fn remove_empty(path: &Utf8Path) -> Result<()> {
+    std::fs::remove_dir(path).context(|| format!("cannot replace {path}"))
 }
 
 /// Copy what belongs to the container's users, as they.

@@ -41,9 +41,7 @@ pub fn make(config: &Config, container: &mut Container) -> Result<()> {
             held = create::stopped(container)?;
             container.check_unchanged()?;
         }
-        Child::new("chmod")
-            .args(["--recursive", MODES, "--", staged.as_str()])
-            .run()?;
+        open(&staged)?;
         safefs::sync_file_system(staged.as_std_path())?;
         container.record.own_files = true;
         container.save()?;
@@ -90,7 +88,7 @@ fn is_empty(path: &Utf8Path) -> Result<bool> {
 }
 
 /// Copy what is shared. Files of the same content are one there and must not become one here.
-fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+pub(super) fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
     let words = [
         "--no-dereference",
         "--recursive",
@@ -116,7 +114,7 @@ fn merge(config: &Config, container: &Container, to: &Utf8Path, held: Lock) -> R
     let Some(stdin) = unpack.stdin.take() else {
         fail!(Kind::Failed, "{}", failed());
     };
-    let packed = run::export_held(config, container, stdin.into(), held);
+    let packed = run::export_held(config, container, stdin.into(), held, None);
     let unpacked = unpack.wait().context(failed)?;
     packed?;
     if !unpacked.success() {
@@ -134,6 +132,11 @@ pub fn fix(files: &Utf8Path) -> Result<()> {
         let words: Vec<&str> = words.into_iter().chain([files.as_str()]).collect();
         mapping.run_as_root("chown", &words, &[])?;
     }
+    open(files)
+}
+
+/// Have all of the person's files be readable and writable by them.
+pub(super) fn open(files: &Utf8Path) -> Result<()> {
     let words = ["--recursive", MODES, "--", files.as_str()];
     Child::new("chmod").args(words).run().map(|_| ())
 }

@@ -64,7 +64,8 @@ impl fmt::Display for Name {
     }
 }
 
-fn is_id(text: &str) -> bool {
+/// Whether it may be the id of a container.
+pub(super) fn is_id(text: &str) -> bool {
     uuid::Uuid::try_parse(text).is_ok()
 }
 

@@ -6,6 +6,7 @@
 //! - [`create`]: create, clone, remove
 //! - [`fake`]: what `fakechroot` needs changed in them, and back
 //! - [`files`]: files of a container's own, for modes that mount nothing
+//! - [`migrate`]: what udocker has, brought in
 //! - [`process`]: what to run: words, environment, user, volumes
 //! - [`engine`]: how it is run
 //! - [`run`]: all of it together
@@ -17,6 +18,7 @@ pub mod engine;
 pub mod fake;
 pub mod files;
 pub mod home;
+pub mod migrate;
 pub mod process;
 pub mod run;
 pub mod tree;

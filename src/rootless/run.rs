@@ -118,9 +118,16 @@ pub fn exec(config: &Config, container: &Container, wishes: Wishes) -> Result<u8
 
 /// Write the files of a container as a tar archive: with the owners that they have inside.
 ///
+/// `below`: a name of the directory that they are in there.
+///
 /// # Errors
 /// [`Kind::Child`] with the exit code of tar.
-pub fn export(config: &Config, container: &Container, to: Stdio) -> Result<()> {
+pub fn export(
+    config: &Config,
+    container: &Container,
+    to: Stdio,
+    below: Option<&str>,
+) -> Result<()> {
     let held = if fake::is_changed(container) {
         let held = create::stopped(container)?;
         fake::undo(container)?;
@@ -130,7 +137,7 @@ pub fn export(config: &Config, container: &Container, to: Stdio) -> Result<()> {
     };
     let container = container.reloaded()?;
     files::finish(&container)?;
-    export_held(config, &container, to, held)
+    export_held(config, &container, to, held, below)
 }
 
 /// The same, with the container's turn held until it is on record that its files are being read.
@@ -139,8 +146,9 @@ pub(super) fn export_held(
     container: &Container,
     to: Stdio,
     held: Lock,
+    below: Option<&str>,
 ) -> Result<()> {
-    let options = [
+    let mut options: Vec<String> = [
         "--create",
         "--one-file-system",
         "--sparse",
@@ -150,13 +158,19 @@ pub(super) fn export_held(
         "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
         "--xattrs",
         "--xattrs-include=security.capability",
-    ];
+    ]
+    .map(str::to_owned)
+    .into();
+    if let Some(below) = below {
+        // Names, and those that hard links lead to; not what symbolic ones say.
+        options.push(format!("--transform=flags=rhS;s,^[.],{below},"));
+    }
     if let Some(files) = container.files()
         && !userns::are_allowed()
     {
         // All of them are the user's own.
         let mut tar = Child::new("tar")
-            .args(options)
+            .args(&options)
             .args(["--owner=0", "--group=0", "--directory", files.as_str(), "."])
             .into_command();
         let status = tar.stdout(to).status();
@@ -166,8 +180,8 @@ pub(super) fn export_held(
             _ => fail!(Kind::Failed, "the archive is not complete"),
         };
     }
-    let words = std::iter::once("tar").chain(options).chain(["."]);
-    let words = words.map(str::to_owned).collect();
+    let words = std::iter::once("tar".to_owned()).chain(options);
+    let words = words.chain([".".to_owned()]).collect();
     match engine::run_of_host(&Home::of(config), container, words, to, held)? {
         0 => Ok(()),
         code => fail!(Kind::Child(code), "the archive is not complete"),

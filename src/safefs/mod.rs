@@ -10,6 +10,7 @@ mod make;
 mod parent;
 mod process;
 mod root;
+mod unpack;
 
 pub use atomic::{
     fsync_dir, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename, rename_new,
@@ -23,6 +24,7 @@ pub use process::{
     run_as, status_of_ended,
 };
 pub use root::{Root, xattrs_of};
+pub use unpack::{Device, Meta, Unpack, finish_file};
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;

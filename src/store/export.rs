@@ -253,7 +253,7 @@ impl Store {
         let path = blobs.join(format!(".{}", layer.hex()));
         let out = File::create(&path).context(|| format!("cannot create {path}"))?;
         let mut out = Hashing::new(BufWriter::with_capacity(256 * 1024, out));
-        side::rebuild(&self.repo, &side, &mut out)?;
+        side::rebuild(&self.repo, side, &mut out)?;
         out.flush().context(|| format!("cannot write {path}"))?;
         let (digest, size, _) = out.finish();
         if diff_id.is_some_and(|diff_id| diff_id != digest) {

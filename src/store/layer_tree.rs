@@ -229,7 +229,7 @@ impl<'a> Builder<'a> {
         }
         let full = join(&parents.join("/"), name);
         let node = match &entry.kind {
-            EntryKind::Special => {
+            EntryKind::Special(_) => {
                 self.skip(entry, "device nodes and fifos cannot be stored");
                 return Ok(None);
             }
@@ -555,7 +555,7 @@ fn label(labels: Option<&Labels>, path: &str, mode: u32) -> Vec<(Vec<u8>, Vec<u8
 
 /// Which extended attributes of an image are kept. Labels come from the host's policy, and
 /// overlayfs must not be told stories by an image that becomes its lower layer.
-fn is_kept_xattr(name: &[u8]) -> bool {
+pub fn is_kept_xattr(name: &[u8]) -> bool {
     if name.contains(&0) {
         return false;
     }

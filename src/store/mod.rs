@@ -23,6 +23,7 @@ pub mod gunzip;
 pub mod images;
 mod import;
 pub mod layer;
+mod layer_stream;
 mod layer_tree;
 pub mod objects;
 mod side;
@@ -51,6 +52,8 @@ use objects::NO_CANCEL;
 
 pub use import::{Import, LayerReader, Recorded};
 pub use layer::ImportedLayer;
+pub use layer_stream::LayerStream;
+pub use layer_tree::is_kept_xattr;
 pub use tree::{ImageTree, LayerRoot};
 
 /// The repository of a host that has `OSTree` for itself.

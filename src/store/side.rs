@@ -105,60 +105,98 @@ impl Recorder {
     }
 }
 
-/// Put an archive together again.
-pub fn rebuild(repo: &Repo, side: &[u8], out: &mut impl Write) -> Result<()> {
-    let damaged = || Error::new(Kind::Invalid, "the side data of the layer are damaged");
-    let mut files: Option<std::slice::ChunksExact<'_, u8>> = None;
-    let stream = if let Some(old) = side.strip_prefix(MAGIC_1) {
-        old
-    } else {
-        let rest = side.strip_prefix(MAGIC).ok_or_else(damaged)?;
-        let (count, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
-        let bytes = usize::try_from(u32::from_le_bytes(*count)).ok();
-        let bytes = bytes.and_then(|count| count.checked_mul(size_of::<Checksum>()));
-        let parts = bytes.and_then(|bytes| rest.split_at_checked(bytes));
-        let (table, records) = parts.ok_or_else(damaged)?;
-        files = Some(table.chunks_exact(size_of::<Checksum>()));
-        records
-    };
-    let mut records = zstd::stream::read::Decoder::new(stream).map_err(|_| damaged())?;
-    let mut buffer = Vec::new();
-    loop {
+/// The records of side data, in the order of the archive.
+pub struct Records {
+    records: zstd::stream::read::Decoder<'static, io::BufReader<io::Cursor<Vec<u8>>>>,
+    /// The files' checksums, and how many were handed out; nothing where each record has its own.
+    files: Option<(Vec<Checksum>, usize)>,
+}
+
+/// What comes next in an archive.
+pub enum Record {
+    /// These bytes.
+    Raw(Vec<u8>),
+    /// The content of a stored file of this size.
+    File(Checksum, u64),
+}
+
+impl Records {
+    /// Read side data.
+    pub fn new(side: Vec<u8>) -> Result<Self> {
+        let (mut files, mut at) = (None, MAGIC_1.len());
+        if !side.starts_with(MAGIC_1) {
+            let rest = side.strip_prefix(MAGIC).ok_or_else(damaged)?;
+            let (count, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+            let bytes = usize::try_from(u32::from_le_bytes(*count)).ok();
+            let bytes = bytes.and_then(|count| count.checked_mul(size_of::<Checksum>()));
+            let bytes = bytes
+                .filter(|bytes| *bytes <= rest.len())
+                .ok_or_else(damaged)?;
+            let table = rest[..bytes].as_chunks().0.to_vec();
+            at = MAGIC.len() + size_of::<u32>() + bytes;
+            files = Some((table, 0));
+        }
+        let mut side = io::Cursor::new(side);
+        side.set_position(at as u64);
+        let records = zstd::stream::read::Decoder::new(side).map_err(|_| damaged())?;
+        Ok(Self { records, files })
+    }
+
+    /// The next one, or nothing at the end.
+    pub fn next(&mut self) -> Result<Option<Record>> {
+        let records = &mut self.records;
         let mut tag = [0];
         match records.read_exact(&mut tag) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(_) => return Err(damaged()),
         }
-        let written = match tag[0] {
+        match tag[0] {
             RAW => {
                 let mut length = [0; 4];
                 records.read_exact(&mut length).map_err(|_| damaged())?;
                 let length = u64::from(u32::from_le_bytes(length));
-                buffer.clear();
-                let read = (&mut records).take(length).read_to_end(&mut buffer);
+                let mut bytes = Vec::new();
+                let read = records.take(length).read_to_end(&mut bytes);
                 if read.ok().and_then(|n| u64::try_from(n).ok()) != Some(length) {
                     return Err(damaged());
                 }
-                out.write_all(&buffer)
+                Ok(Some(Record::Raw(bytes)))
             }
             FILE => {
                 let (mut size, mut checksum) = ([0; 8], [0; 32]);
                 records.read_exact(&mut size).map_err(|_| damaged())?;
-                match &mut files {
-                    Some(files) => {
-                        checksum.copy_from_slice(files.next().ok_or_else(damaged)?);
+                match &mut self.files {
+                    Some((table, next)) => {
+                        checksum = *table.get(*next).ok_or_else(damaged)?;
+                        *next += 1;
                     }
                     None => records.read_exact(&mut checksum).map_err(|_| damaged())?,
                 }
-                let size = u64::from_le_bytes(size);
-                copy_file(repo, &checksum, size, out)?;
-                Ok(())
+                Ok(Some(Record::File(checksum, u64::from_le_bytes(size))))
             }
-            _ => return Err(damaged()),
-        };
-        written.context(|| "cannot write the layer".into())?;
+            _ => Err(damaged()),
+        }
     }
+}
+
+fn damaged() -> Error {
+    Error::new(Kind::Invalid, "the side data of the layer are damaged")
+}
+
+/// Put an archive together again.
+pub fn rebuild(repo: &Repo, side: Vec<u8>, out: &mut impl Write) -> Result<()> {
+    let mut records = Records::new(side)?;
+    while let Some(record) = records.next()? {
+        match record {
+            Record::Raw(bytes) => {
+                out.write_all(&bytes)
+                    .context(|| "cannot write the layer".into())?;
+            }
+            Record::File(checksum, size) => copy_file(repo, &checksum, size, out)?,
+        }
+    }
+    Ok(())
 }
 
 fn copy_file(repo: &Repo, checksum: &Checksum, size: u64, out: &mut impl Write) -> Result<()> {
@@ -215,12 +253,12 @@ mod tests {
         let first = [MAGIC_1, &packed].concat();
         for side in [&first, &second] {
             let mut out = Vec::new();
-            rebuild(&repo, side, &mut out).unwrap();
+            rebuild(&repo, side.clone(), &mut out).unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), "<two|one>");
             for cut in 0..side.len() {
                 // Whatever the end of a cut stream says, nothing panics and nothing else comes out.
                 let mut out = Vec::new();
-                let _ = rebuild(&repo, &side[..cut], &mut out);
+                let _ = rebuild(&repo, side[..cut].to_vec(), &mut out);
                 assert!(b"<two|one>".starts_with(&out));
             }
         }

@@ -8,6 +8,7 @@ use tar_core::parse::{Limits, ParseError, ParseEvent, Parser};
 use super::side::Recorder;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::safefs::Device;
 
 const BLOCK: u64 = 512;
 /// One read from below; also the buffer's first size.
@@ -30,8 +31,8 @@ pub enum EntryKind {
     Symlink(Vec<u8>),
     /// Another name for an earlier file.
     HardLink(Vec<u8>),
-    /// A device node, fifo or something unknown: `OSTree` cannot hold it.
-    Special,
+    /// A device node, fifo or, where nothing is said, something unknown: `OSTree` cannot hold it.
+    Special(Option<Device>),
 }
 
 /// One entry: metadata as in the archive, nothing normalised.
@@ -47,6 +48,8 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// When it was changed: seconds since 1970, and nanoseconds.
+    pub mtime: (i64, u32),
     /// Extended attributes, names without NUL.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -67,6 +70,8 @@ pub struct TarStream<R> {
     data: u64,
     sparse: Option<Sparse>,
     recorder: Recorder,
+    /// Bytes of the archive before what is looked at.
+    position: u64,
 }
 
 struct Sparse {
@@ -92,6 +97,7 @@ impl<R: Read> TarStream<R> {
             data: 0,
             sparse: None,
             recorder: Recorder::new(),
+            position: 0,
         }
     }
 
@@ -101,6 +107,11 @@ impl<R: Read> TarStream<R> {
         if self.sparse.is_none() {
             self.recorder.file(number, size);
         }
+    }
+
+    /// Where in the archive the current entry's content begins, before any of it is read.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// What lies below.
@@ -185,6 +196,7 @@ impl<R: Read> TarStream<R> {
         self.recorder
             .raw(&self.buffer[self.start..self.start + count]);
         self.start += count;
+        self.position += count as u64;
     }
 
     fn begin(&mut self, consumed: usize, size: u64, sparse: Option<Sparse>) -> Result<()> {
@@ -285,6 +297,7 @@ impl<R: Read> TarStream<R> {
         }
         self.data -= n as u64;
         self.pending -= n as u64;
+        self.position += n as u64;
         Ok(n)
     }
 
@@ -406,7 +419,15 @@ fn convert(entry: &tar_core::parse::ParsedEntry<'_>, size: u64) -> Result<Entry>
         EntryType::Directory => EntryKind::Directory,
         EntryType::Symlink => EntryKind::Symlink(target()?),
         EntryType::Link => EntryKind::HardLink(target()?),
-        _ => EntryKind::Special,
+        other => {
+            let numbers = entry.dev_major.zip(entry.dev_minor);
+            EntryKind::Special(match other {
+                EntryType::Fifo => Some(Device::Fifo),
+                EntryType::Char => numbers.map(|(major, minor)| Device::Char(major, minor)),
+                EntryType::Block => numbers.map(|(major, minor)| Device::Block(major, minor)),
+                _ => None,
+            })
+        }
     };
     Ok(Entry {
         path: entry.path.to_vec(),
@@ -414,12 +435,37 @@ fn convert(entry: &tar_core::parse::ParsedEntry<'_>, size: u64) -> Result<Entry>
         mode: entry.mode & 0o7777,
         uid: id(entry.uid)?,
         gid: id(entry.gid)?,
+        mtime: mtime(entry),
         xattrs: entry
             .xattrs
             .iter()
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .collect(),
     })
+}
+
+/// The time of an entry; a PAX record has parts of a second, and may be before 1970.
+fn mtime(entry: &tar_core::parse::ParsedEntry<'_>) -> (i64, u32) {
+    let whole = i64::try_from(entry.mtime).unwrap_or(0);
+    let records = entry.pax.map(tar_core::PaxExtensions::new);
+    let text = records.and_then(|records| records.get("mtime"));
+    text.and_then(parse_time).unwrap_or((whole, 0))
+}
+
+/// Seconds with a fraction, as in `-1.25`: what is left of a second counts upwards.
+fn parse_time(text: &str) -> Option<(i64, u32)> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    match (whole.starts_with('-'), nanoseconds) {
+        (true, 1..) => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds)),
+        _ => Some((seconds, nanoseconds)),
+    }
 }
 
 fn malformed(error: &ParseError) -> Error {
@@ -429,6 +475,21 @@ fn malformed(error: &ParseError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_have_parts_of_seconds_and_may_be_early() {
+        for (text, time) in [
+            ("12", Some((12, 0))),
+            ("12.5", Some((12, 500_000_000))),
+            ("1.0000000019", Some((1, 1))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("-3", Some((-3, 0))),
+            ("x", None),
+            ("1.x", None),
+        ] {
+            assert_eq!(parse_time(text), time, "{text}");
+        }
+    }
 
     fn read_all(bytes: &[u8]) -> Result<Vec<(String, EntryKind, Vec<u8>)>> {
         let mut stream = TarStream::new(bytes);

@@ -22,7 +22,7 @@ use proxy::{Content, Proxy};
 
 pub use copy::{copy_layout, copy_pinned, sign};
 pub use policy::enforce as enforce_policy;
-pub use skopeo::{archive_names, list_tags, login, logout, raw_manifest};
+pub use skopeo::{archive_names, knows_login, list_tags, login, logout, raw_manifest};
 use skopeo::{daemon_host, global_options, name_one_of, proxy_command, run_skopeo};
 
 /// How to reach the source of an image.

@@ -127,6 +127,12 @@ pub fn login(
         .kind(Kind::Transport, || format!("cannot log in to {registry}"))
 }
 
+/// Whether there are credentials for a registry.
+pub fn knows_login(config: &Config, registry: &str) -> bool {
+    let child = run_skopeo(&config.skopeo).args(["login", "--get-login", registry]);
+    child.run().is_ok()
+}
+
 /// Forget the credentials of a registry, or all.
 pub fn logout(config: &Config, registry: Option<&str>) -> Result<()> {
     let child = run_skopeo(&config.skopeo).arg("logout");

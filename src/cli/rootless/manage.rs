@@ -184,11 +184,11 @@ impl Export {
                     "an archive is not for a terminal: name a file with --output"
                 );
             }
-            rootless::export(call.config, &container, Stdio::inherit())?;
+            rootless::export(call.config, &container, Stdio::inherit(), None)?;
             return Ok(ExitCode::SUCCESS);
         };
         let file = std::fs::File::create_new(path).context(|| format!("cannot create {path}"))?;
-        let written = rootless::export(call.config, &container, file.into());
+        let written = rootless::export(call.config, &container, file.into(), None);
         if written.is_err() {
             safefs::remove_if_exists(path.as_std_path())?;
         }

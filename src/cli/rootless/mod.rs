@@ -3,6 +3,7 @@
 mod detach;
 mod list;
 mod manage;
+mod migrate;
 mod run;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ enum Verb {
     Rename(manage::Rename),
     Protect(manage::Protect),
     Unprotect(manage::Unprotect),
+    Migrate(migrate::Migrate),
 }
 
 impl Rootless {
@@ -68,6 +70,7 @@ impl Rootless {
             Verb::Rename(verb) => verb.run(call),
             Verb::Protect(verb) => verb.run(call),
             Verb::Unprotect(verb) => verb.run(call),
+            Verb::Migrate(verb) => verb.run(call),
         }
     }
 }

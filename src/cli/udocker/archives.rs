@@ -15,6 +15,7 @@ use crate::image::{Manifest, Name, Platform, Reference};
 use crate::pull::{self, Remote};
 use crate::rootless::create;
 use crate::store::Store;
+use crate::store::export::Scratch;
 use crate::transport::Access;
 
 pub const LOAD: [Opt; 1] = [(&["--input", "-i"], Takes::Value)];
@@ -227,17 +228,15 @@ pub fn import(call: &mut Call, words: &Words) -> Code {
         [spec] if !is_container => ("-", spec.as_str()),
         _ => return failed("must specify tar filename"),
     };
-    if words.has("--clone") {
-        return failed(
-            "importing: archives of whole containers, as \"export --clone\" of the original writes them, are not read",
-        );
-    }
     let spool = Spool::of(call, Some(tar))?;
     if !spool.path.is_file() {
         return failed("tar file does not exist");
     }
-    let name = parse(spec)?;
     let store = Store::open(&call.config)?;
+    if words.has("--clone") {
+        return import_clone(call, words, &store, &spool.path);
+    }
+    let name = parse(spec)?;
     if !is_container && store.image(&name.to_string())?.is_some() {
         call.info(format!(
             "Info: tag already exists in repo: {}",
@@ -277,11 +276,71 @@ pub fn import(call: &mut Call, words: &Words) -> Code {
             image: &named,
             name: container_name.as_ref(),
             force: false,
-            mode: super::run::default_mode()?,
+            mode: call.mode(words)?,
         },
     );
     // The container stands on its own.
     store.delete_image(&image)?;
     call.result(made?.record.id)?;
+    Ok(0)
+}
+
+/// Where a container's files are in an archive of all of it.
+pub const ROOT: &str = "ROOT";
+
+/// A small file of an archive, whose end is not here.
+pub fn small_file(name: &str, bytes: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 512;
+    let mut header = tar::Header::new_ustar();
+    // It is a short one.
+    let _ = header.set_path(name);
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let mut out = header.as_bytes().to_vec();
+    out.extend_from_slice(bytes);
+    out.resize(out.len().next_multiple_of(BLOCK), 0);
+    out
+}
+
+/// A container of an archive of all of one.
+fn import_clone(call: &Call, words: &Words, store: &Store, archive: &Utf8Path) -> Code {
+    let name = words
+        .value("--name")
+        .map(containers::parse_name)
+        .transpose()?;
+    let scratch = Scratch::new(store)?;
+    let path = scratch.path();
+    Child::new("tar")
+        .args([
+            "--extract",
+            "--force-local",
+            "--no-same-owner",
+            "--preserve-permissions",
+        ])
+        .args(["--delay-directory-restore", "--file", archive.as_str()])
+        .args(["--directory", path.as_str()])
+        .run()?;
+    let text = std::fs::read(path.join("container.json"));
+    let config = text
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok());
+    let (Some(config), true) = (config, path.join(ROOT).is_dir()) else {
+        return failed("importing: this is no archive of a container");
+    };
+    let image = std::fs::read_to_string(path.join("imagerepo.name")).unwrap_or_default();
+    let made = create::adopt(
+        &call.config,
+        &create::Adopt {
+            id: None,
+            files: &path.join(ROOT),
+            lent: false,
+            image: image.trim().to_owned(),
+            config,
+            name: name.as_ref(),
+            mode: call.mode(words)?,
+        },
+    )?;
+    call.result(made.record.id)?;
     Ok(0)
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use camino::Utf8Path;
 
 use super::grammar::{Opt, Takes, Words};
-use super::{Call, Code, failed, images, run};
+use super::{Call, Code, archives, failed, images};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::rootless::{self, Container, Mode, Name, create, files};
 use crate::safefs;
@@ -62,7 +62,7 @@ pub fn create(call: &mut Call, words: &Words) -> Code {
             image: &image,
             name: name.as_ref(),
             force: words.has("--force"),
-            mode: run::default_mode()?,
+            mode: call.mode(words)?,
         },
     )?;
     call.result(made.record.id)?;
@@ -281,25 +281,55 @@ pub fn export(call: &mut Call, words: &Words) -> Code {
         .value("--output")
         .or_else(|| words.value("-o"))
         .filter(|path| *path != "-");
+    let is_clone = words.has("--clone");
     let Some(path) = output else {
-        rootless::export(&call.config, &container, Stdio::inherit())?;
-        return Ok(0);
+        return write(
+            call,
+            &container,
+            is_clone,
+            std::io::stdout(),
+            Stdio::inherit(),
+        );
     };
     call.info(format!("Info: exporting to file {path}"))?;
-    if words.has("--clone") {
-        return failed(
-            "exporting: archives of whole containers are not written: \"clone\" copies one, and without --clone its files are written",
-        );
-    }
     let staged = format!("{path}.{}.part", std::process::id());
     let file = std::fs::File::create_new(&staged)
         .context(|| format!("exporting: cannot create {staged}"))?;
-    let written = rootless::export(&call.config, &container, file.into())
-        .and_then(|()| safefs::rename(staged.as_ref(), path.as_ref()));
+    let written = file
+        .try_clone()
+        .context(|| format!("exporting: cannot write {staged}"))
+        .and_then(|out| write(call, &container, is_clone, out, file.into()))
+        .and_then(|_| safefs::rename(staged.as_ref(), path.as_ref()));
     if let Err(error) = written {
         safefs::remove_if_exists(staged.as_ref())?;
         return failed(&format!("exporting: {error}"));
     }
+    Ok(0)
+}
+
+/// Write a container's files, or with them what udocker has beside them: then they are in a directory.
+fn write(
+    call: &Call,
+    container: &Container,
+    is_clone: bool,
+    mut out: impl std::io::Write,
+    to: Stdio,
+) -> Code {
+    let failed = || "exporting: cannot write the archive".into();
+    if is_clone {
+        let record = &container.record;
+        for (name, text) in [
+            ("container.json", record.config.to_string()),
+            ("imagerepo.name", record.image.clone()),
+            ("execmode", record.mode.to_string()),
+        ] {
+            out.write_all(&archives::small_file(name, text.as_bytes()))
+                .context(failed)?;
+        }
+        out.flush().context(failed)?;
+    }
+    let below = is_clone.then_some(archives::ROOT);
+    rootless::export(&call.config, container, to, below)?;
     Ok(0)
 }
 

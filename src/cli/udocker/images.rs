@@ -82,17 +82,14 @@ impl Progress for Said<'_> {
 /// Where an image is read from, and whether that is by way of another registry than its name says.
 fn source(call: &Call, spec: &str, words: &Words) -> Result<(Reference, bool)> {
     let mut reference: Reference = format!("docker://{spec}").parse()?;
-    let env = std::env::var("UDOCKER_REGISTRY").ok();
-    let registry = words.value("--registry").map(str::to_owned).or(env);
-    let registry =
-        registry.filter(|registry| !registry.is_empty() && !registry.contains("docker.io"));
+    let registry = call.registry(words);
     let is_elsewhere = reference.is_unqualified() && registry.is_some();
     let mut insecure = call.insecure;
     if let (true, Some(registry)) = (is_elsewhere, registry) {
         insecure |= registry.starts_with("http://");
         let host = registry
             .split_once("://")
-            .map_or(registry.as_str(), |(_, host)| host);
+            .map_or(registry, |(_, host)| host);
         let host = host.split('/').next().unwrap_or(host);
         reference = format!("docker://{host}/{spec}").parse()?;
     }
@@ -102,8 +99,9 @@ fn source(call: &Call, spec: &str, words: &Words) -> Result<(Reference, bool)> {
     Ok((reference, is_elsewhere))
 }
 
-fn access(call: &Call, words: &Words) -> Result<Access> {
+fn access(call: &Call, words: &Words, reference: &Reference) -> Result<Access> {
     Ok(Access {
+        credentials: call.kept_credentials(reference)?,
         tls_verify: call.insecure.then_some(false),
         platform: platform(words)?,
         ..Access::default()
@@ -114,12 +112,12 @@ fn access(call: &Call, words: &Words) -> Result<Access> {
 pub fn fetch(call: &Call, store: &Store, spec: &str, words: &Words) -> Result<StoredImage> {
     let (reference, is_elsewhere) = source(call, spec, words)?;
     let mut config = call.config.clone();
-    if let Some(proxy) = words.value("--httpproxy") {
+    if let Some(proxy) = call.proxy(words) {
         for name in ["HTTP_PROXY", "HTTPS_PROXY"] {
             config.skopeo.env.push((name.into(), proxy.into()));
         }
     }
-    let remote = Remote::open(&config, &reference, &access(call, words)?)?;
+    let remote = Remote::open(&config, &reference, &access(call, words, &reference)?)?;
     let name = parse(spec)?;
     let mut said = Said(call);
     if is_elsewhere {
@@ -267,7 +265,8 @@ pub fn manifest(call: &mut Call, words: &Words) -> Code {
         return super::syntax(std::slice::from_ref(verb));
     }
     let (reference, _) = source(call, spec, words)?;
-    let text = transport::raw_manifest(&call.config, &reference, &access(call, words)?)?;
+    let text =
+        transport::raw_manifest(&call.config, &reference, &access(call, words, &reference)?)?;
     let value: Value = serde_json::from_slice(&text).kind(Kind::Invalid, || {
         "the registry's answer is no manifest".into()
     })?;

@@ -10,18 +10,23 @@ mod grammar;
 mod images;
 mod registry;
 mod run;
+mod settings;
 mod text;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use base64::Engine as _;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::image::Reference;
 use crate::interrupt::Interrupt;
-use crate::rootless::{Container, Home};
+use crate::rootless::{Container, Home, Mode, migrate};
+use crate::transport::{self, Credentials};
 use grammar::{Opt, Takes, Words};
+use settings::Settings;
 
 /// The name by which the program is this command line.
 pub const NAME: &str = "udocker";
@@ -56,6 +61,7 @@ struct Call {
     insecure: bool,
     /// udocker's directory, where one was named.
     repo: Option<Utf8PathBuf>,
+    settings: Settings,
 }
 
 /// How a command ends: its exit code.
@@ -90,7 +96,8 @@ fn command_line(words: &[String]) -> Code {
         Ok(general) => general,
         Err(unknown) => return syntax(&unknown),
     };
-    let level = level(&general);
+    let settings = Settings::read(general.value("--config"), general.value("--repo"))?;
+    let level = level(&general, &settings);
     super::set_up_logging(level == Level::All);
     let Some((command, words)) = general.rest.split_first() else {
         if general.has("--version") {
@@ -130,14 +137,14 @@ fn command_line(words: &[String]) -> Code {
     }
     let mut call = Call {
         level,
-        ..Call::load(&general)?
+        ..Call::load(&general, settings)?
     };
     let result = call.run(command, &words);
     result.map_err(|error| call.config.interrupt.explain(error))
 }
 
-fn level(general: &Words) -> Level {
-    let named = std::env::var("UDOCKER_LOGLEVEL").ok();
+fn level(general: &Words, settings: &Settings) -> Level {
+    let named = settings.get("verbose_level");
     let number = named.and_then(|text| text.trim().parse::<u8>().ok());
     match number {
         _ if general.has("--debug") => Level::All,
@@ -185,15 +192,18 @@ fn syntax(unknown: &[String]) -> Code {
 }
 
 impl Call {
-    fn load(general: &Words) -> Result<Self> {
+    fn load(general: &Words, settings: Settings) -> Result<Self> {
         let interrupt = Interrupt::listen_unless_ignored()?;
         let mut config = Config::load(interrupt)?;
-        if let Some(file) = general.value("--config") {
-            eprintln!("Warning: {file} is not read: the configuration is atomic-rs's own");
+        if let Some(runtime) = settings.get("use_runc_executable") {
+            config.runtime = Some(runtime.to_owned());
         }
-        let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let named = general.value("--repo").map(str::to_owned);
-        let repo = named.clone().or_else(|| env("UDOCKER_DIR"));
+        // The original's own example sets it in terms of itself.
+        let topdir = settings
+            .get("topdir")
+            .filter(|topdir| topdir.starts_with(['/', '.']));
+        let repo = named.clone().or_else(|| topdir.map(str::to_owned));
         let repo = repo.map(Utf8PathBuf::from);
         if let Some(repo) = &repo {
             if named.is_some() && !is_repo(repo) {
@@ -210,8 +220,9 @@ impl Call {
         Ok(Self {
             config,
             level: Level::Infos,
-            insecure: general.has("--insecure"),
+            insecure: general.has("--insecure") || settings.is_on("http_insecure"),
             repo,
+            settings,
         })
     }
 
@@ -252,6 +263,55 @@ impl Call {
             "mkrepo" => make_new_repo(words),
             "showconf" => text::say(&text::settings(self)),
             _ => text::say(&text::found()),
+        }
+    }
+
+    /// The proxy that registries are asked by.
+    fn proxy<'a>(&'a self, words: &'a Words) -> Option<&'a str> {
+        let named = words.value("--httpproxy");
+        named.or_else(|| self.settings.get("http_proxy"))
+    }
+
+    /// The registry of images whose names have none, where it is not the usual one.
+    fn registry<'a>(&'a self, words: &'a Words) -> Option<&'a str> {
+        let named = words.value("--registry");
+        let named = named.or_else(|| self.settings.get("dockerio_registry_url"));
+        named.filter(|registry| !registry.is_empty() && !registry.contains("docker.io"))
+    }
+
+    /// Credentials that udocker itself has kept for the registry of an image, where skopeo knows none.
+    fn kept_credentials(&self, reference: &Reference) -> Result<Option<Credentials>> {
+        let directory = || {
+            let home = std::env::var("HOME").ok().map(Utf8PathBuf::from);
+            let usual = home.map(|home| home.join(".udocker"));
+            self.repo.clone().or(usual)
+        };
+        let keystore = Utf8Path::new(self.settings.get("keystore").unwrap_or("keystore"));
+        let Some(path) = directory().map(|directory| directory.join(keystore)) else {
+            return Ok(None);
+        };
+        let registry = reference.name.as_ref().and_then(|name| name.registry());
+        let registry = registry.unwrap_or("docker.io");
+        let all = migrate::keystore(&path)?;
+        let Some((_, auth)) = all.into_iter().find(|(host, _)| host == registry) else {
+            return Ok(None);
+        };
+        if transport::knows_login(&self.config, registry) {
+            return Ok(None);
+        }
+        let plain = base64::engine::general_purpose::STANDARD.decode(auth).ok();
+        let plain = plain.and_then(|plain| String::from_utf8(plain).ok());
+        plain.map(|plain| plain.parse()).transpose()
+    }
+
+    /// How new containers run, unless somebody says otherwise.
+    fn mode(&self, words: &Words) -> Result<Mode> {
+        let named = words.value("--execmode");
+        match named.or_else(|| self.settings.get("default_execution_mode")) {
+            Some(text) => text
+                .parse()
+                .map_err(|_| Error::new(Kind::Child(1), format!("invalid execmode: {text}"))),
+            None => Ok(Mode::N),
         }
     }
 

@@ -29,16 +29,15 @@ const HUB: &str = "https://hub.docker.com";
 const TIMEOUT: &str = "30";
 
 /// The registry that is meant: its URL.
-fn registry(words: &Words) -> Option<String> {
+fn registry(call: &Call, words: &Words) -> Option<String> {
     let named = words.value("--registry").or_else(|| words.value("--index"));
-    let env = || std::env::var("UDOCKER_REGISTRY").ok();
-    let named = named.map(str::to_owned).or_else(env);
-    named.filter(|named| !named.is_empty())
+    let named = named.or_else(|| call.registry(words));
+    named.filter(|named| !named.is_empty()).map(str::to_owned)
 }
 
 /// The registry that is meant: its host, and whether it is spoken to without TLS.
 fn host(call: &Call, words: &Words) -> (String, bool) {
-    let named = registry(words).unwrap_or_else(|| "docker.io".into());
+    let named = registry(call, words).unwrap_or_else(|| "docker.io".into());
     let insecure = call.insecure || named.starts_with("http://");
     let host = named
         .split_once("://")
@@ -52,7 +51,7 @@ pub fn search(call: &mut Call, words: &Words) -> Code {
     };
     if words.has("--list-tags") {
         let (host, insecure) = host(call, words);
-        let is_elsewhere = registry(words).is_some();
+        let is_elsewhere = registry(call, words).is_some();
         let name = if is_elsewhere {
             format!("{host}/{expression}")
         } else {
@@ -67,7 +66,7 @@ pub fn search(call: &mut Call, words: &Words) -> Code {
         "{:<55.80} {:>8.8} {:<70.70} {:>5.5}",
         "NAME", "OFFICIAL", "DESCRIPTION", "STARS"
     ))?;
-    match found(words, expression) {
+    match found(call, words, expression) {
         Ok(rows) => {
             for row in rows {
                 call.result(row.trim_end())?;
@@ -80,14 +79,14 @@ pub fn search(call: &mut Call, words: &Words) -> Code {
 }
 
 /// By Docker Hub's search, or the list of all that a registry has.
-fn found(words: &Words, expression: &str) -> Result<Vec<String>> {
+fn found(call: &Call, words: &Words, expression: &str) -> Result<Vec<String>> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let row = |name: &str, official: bool, description: &str, stars: u64| {
         let official = if official { "[OK]" } else { "----" };
         let description = description.lines().next().unwrap_or_default();
         format!("{name:<55.80} {official:>8.8} {description:<70.70} {stars:>5.5}")
     };
-    if let Some(registry) = registry(words) {
+    if let Some(registry) = registry(call, words) {
         let base = if registry.contains("://") {
             registry
         } else {
@@ -97,7 +96,7 @@ fn found(words: &Words, expression: &str) -> Result<Vec<String>> {
             .trim_end_matches('/')
             .trim_end_matches("/v2")
             .to_owned();
-        let all = get(words, &format!("{base}/v2/_catalog?n=1000"), &[])?;
+        let all = get(call, words, &format!("{base}/v2/_catalog?n=1000"), &[])?;
         let names = all["repositories"]
             .as_array()
             .into_iter()
@@ -109,7 +108,12 @@ fn found(words: &Words, expression: &str) -> Result<Vec<String>> {
             .collect());
     }
     let url = format!("{HUB}/v2/search/repositories/");
-    let all = get(words, &url, &[("query", expression), ("page_size", "100")])?;
+    let all = get(
+        call,
+        words,
+        &url,
+        &[("query", expression), ("page_size", "100")],
+    )?;
     let rows = all["results"].as_array().into_iter().flatten();
     Ok(rows
         .map(|found| {
@@ -124,7 +128,7 @@ fn found(words: &Words, expression: &str) -> Result<Vec<String>> {
 }
 
 /// Ask by curl, which knows proxies of every kind.
-fn get(words: &Words, url: &str, query: &[(&str, &str)]) -> Result<Value> {
+fn get(call: &Call, words: &Words, url: &str, query: &[(&str, &str)]) -> Result<Value> {
     // First of all options: what a person has configured for curl is not for us.
     let mut child = Child::new("curl").args(["--disable", "--silent", "--show-error", "--fail"]);
     child = child.args([
@@ -136,7 +140,7 @@ fn get(words: &Words, url: &str, query: &[(&str, &str)]) -> Result<Value> {
         "--get",
     ]);
     child = child.args(["--proto", "=http,https", "--proto-redir", "=https"]);
-    if let Some(proxy) = words.value("--httpproxy") {
+    if let Some(proxy) = call.proxy(words) {
         child = child.args(["--proxy", proxy]);
     }
     for (name, value) in query {

@@ -54,31 +54,22 @@ pub const RUN: &[Opt] = &[
     (&["-a", "--attach"], N),
 ];
 
-/// How new containers run, unless somebody says otherwise.
-pub fn default_mode() -> Result<Mode> {
-    match std::env::var("UDOCKER_DEFAULT_EXECUTION_MODE") {
-        Ok(text) if !text.is_empty() => text
-            .parse()
-            .map_err(|_| Error::new(Kind::Child(1), format!("invalid execmode: {text}"))),
-        _ => Ok(Mode::N),
-    }
-}
-
 pub fn run(call: &mut Call, words: &Words) -> Code {
     let Some((first, command)) = words.rest.split_first() else {
         return failed("must specify container_id or image:tag");
     };
-    if words.value("--location").is_some() {
-        return failed(
-            "--location is not there yet: \"import\" makes an image of a directory's tar archive",
-        );
-    }
     if let Some((name, _)) = command.split_first()
         && name == "--"
     {
         return super::syntax(command);
     }
-    let container = match container(call, words, first) {
+    let location = words.value("--location");
+    let location = location.or_else(|| call.settings.get("location"));
+    let made = match location {
+        Some(directory) => lent(call, words, directory),
+        None => container(call, words, first),
+    };
+    let container = match made {
         Ok(found) => found,
         Err(error) if error.kind() == Kind::Transport => {
             eprintln!("Error: {error}");
@@ -102,7 +93,8 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
         let _held = call.config.interrupt.hold();
         rootless::run(&call.config, &container, wishes)
     };
-    if words.has("--rm") && !container.record.protected {
+    let goes = words.has("--rm") && !container.record.protected;
+    if goes || location.is_some() {
         let removed = create::remove(&call.config, &container);
         if let Err(error) = removed {
             eprintln!("Error: deleting container: {error}");
@@ -145,6 +137,33 @@ fn container(call: &Call, words: &Words, text: &str) -> Result<Container> {
     create_from(call, words, &store, &image, name.as_ref())
 }
 
+/// A container on files of somebody's, for this run alone.
+fn lent(call: &Call, words: &Words, directory: &str) -> Result<Container> {
+    let files = camino::absolute_utf8(directory).context(|| directory.to_owned())?;
+    if !files.is_dir() || files == "/" {
+        fail!(Kind::NotFound, "invalid --location: {directory}");
+    }
+    let mode = call.mode(words)?;
+    if mode.is_fake() {
+        fail!(
+            Kind::Refused,
+            "mode {mode} changes files, and those of --location are not a container's: use N, R1 or P2"
+        );
+    }
+    create::adopt(
+        &call.config,
+        &create::Adopt {
+            id: None,
+            files: &files,
+            lent: true,
+            image: String::new(),
+            config: serde_json::json!({}),
+            name: None,
+            mode,
+        },
+    )
+}
+
 /// The image of a registry; whatever is in the way, there is none.
 fn fetch(call: &Call, store: &Store, text: &str, words: &Words) -> Result<StoredImage> {
     images::fetch(call, store, text, words).map_err(|error| match error.kind() {
@@ -160,17 +179,11 @@ fn create_from(
     image: &StoredImage,
     name: Option<&Name>,
 ) -> Result<Container> {
-    let mode = match words.value("--execmode") {
-        Some(text) => text
-            .parse()
-            .map_err(|_| Error::new(Kind::Child(1), format!("invalid execmode: {text}")))?,
-        None => default_mode()?,
-    };
     let request = create::Create {
         image,
         name,
         force: false,
-        mode,
+        mode: call.mode(words)?,
     };
     create::create(&call.config, store, &request)
 }
@@ -187,8 +200,15 @@ fn wishes(call: &Call, words: &Words, container: &Container, command: &[String])
     if command.is_empty()
         && (entrypoint.as_ref().is_some_and(Vec::is_empty) || entrypoint.is_none() && says_nothing)
     {
-        call.info("Warning: no command assuming: ['bash', '-i']")?;
-        command = vec!["bash".into(), "-i".into()];
+        command = call
+            .settings
+            .list("cmd")
+            .unwrap_or_else(|| vec!["bash".into(), "-i".into()]);
+        let words: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
+        call.info(format!(
+            "Warning: no command assuming: [{}]",
+            words.join(", ")
+        ))?;
     }
     let user = words.value("--user").map(str::to_owned);
     let mut devices: Vec<Utf8PathBuf> = words.values("--device").map(Utf8PathBuf::from).collect();

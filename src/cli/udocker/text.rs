@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::grammar::Words;
 use super::{Call, Code};
 use crate::cli::Output;
 use crate::command::find_program;
@@ -128,7 +129,7 @@ pub fn settings(call: &Call) -> String {
         ("layersdir", config.checkouts.to_string()),
         (
             "default_execution_mode",
-            super::run::default_mode()
+            call.mode(&Words::default())
                 .map_or_else(|error| error.to_string(), |mode| mode.to_string()),
         ),
         ("http_insecure", call.insecure.to_string()),
@@ -136,8 +137,13 @@ pub fn settings(call: &Call) -> String {
     ];
     let line = "-".repeat(80);
     let mut out = format!("{line}\n");
-    for (name, value) in all {
+    for (name, value) in &all {
         let _ = writeln!(out, "{name} = {value}");
+    }
+    for (name, value) in call.settings.iter() {
+        if !all.iter().any(|(known, _)| *known == name) {
+            let _ = writeln!(out, "{name} = {value}");
+        }
     }
     out + &line
 }

@@ -71,8 +71,8 @@ pub struct OuterTask {
 pub enum Base {
     /// What was written to it, over these: lower layers, topmost first, relative to its directory.
     Overlay(Vec<String>),
-    /// Files of its own.
-    Files,
+    /// Files of its own, or lent to it.
+    Files(Utf8PathBuf),
 }
 
 /// What runs on a container's root.

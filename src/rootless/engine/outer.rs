@@ -106,8 +106,11 @@ fn mount_root(task: &OuterTask, base: &Base) -> Result<()> {
     .context(failed)?;
     // Relative names have nothing that mount options would misread.
     std::env::set_current_dir(&task.container).context(failed)?;
-    let Base::Overlay(lower) = base else {
-        return mount_bind("ROOT", "ROOT").context(failed);
+    let lower = match base {
+        Base::Overlay(lower) => lower,
+        Base::Files(root) => {
+            return mount_bind(root.as_str(), root.as_str()).context(failed);
+        }
     };
     let options = format!(
         "lowerdir={},upperdir=upper,workdir=work,userxattr",

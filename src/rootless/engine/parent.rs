@@ -80,7 +80,7 @@ fn run_inside(
     // Before anything runs, so that no signal gets lost or ends us alone.
     let forward = Forward::start(at_terminal)?;
     let base = match container.files() {
-        Some(_) => Base::Files,
+        Some(files) => Base::Files(files),
         None => Base::Overlay(lower(home, container, &mapping)?),
     };
     container.sweep_traces()?;
