@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: words in, words out
 //! - [`container`]: system and user containers: install, update, rollback, uninstall, run, verify, mount
+//! - [`bootstrap`]: an image as a root filesystem: a directory or disk images
 //! - [`rootless`]: containers of people without root: create, run
 //! - [`transaction`]: a change as data: plan, journal, apply, undo, recover
 //! - [`deployment`]: one deployment on disk: names, paths, `info`, ledger
@@ -25,6 +26,15 @@
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
+/// A line on stderr, if somebody takes it: who cannot be told anything is no reason to die.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr().lock(), $($what)*);
+    }};
+}
+
+pub mod bootstrap;
 pub mod cli;
 pub mod command;
 pub mod config;

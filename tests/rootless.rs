@@ -870,3 +870,76 @@ fn what_udocker_has_is_brought_in() {
         "{said}"
     );
 }
+
+#[test]
+fn what_was_asked_for_is_done_or_said_to_be_impossible() {
+    let registry = Registry::start();
+    let host = Host::boot();
+    let rootless = Rootless::new(&host, &registry);
+    let name = &rootless.name;
+    // Nobody kills what tidies up.
+    let said = rootless.user.command(&format!(
+        "atomic-rs rootless run --rm --mode P2 {name} true"
+    ));
+    assert_eq!(
+        (said.code(), said.err().contains("WARN")),
+        (0, false),
+        "{}",
+        said.err()
+    );
+    // What runs in the background can be stopped as soon as its id is there.
+    rootless.ok(&format!("create --name one {name}"));
+    for _ in 0..3 {
+        let said = rootless.user.command(
+            "atomic-rs rootless run -d one sh -c 'echo begun; sleep 100' && atomic-rs rootless stop -t 1 one",
+        );
+        assert!(said.code() == 0 && said.err().is_empty(), "{}", said.err());
+    }
+    // The log ends with what writes it.
+    rootless.ok("run -d one sh -c 'sleep 1; echo last words'");
+    let log = rootless
+        .user
+        .ok("timeout 30 atomic-rs rootless logs --follow one");
+    assert!(log.ends_with("last words\n"), "{log}");
+    rootless
+        .user
+        .ok("timeout 30 atomic-rs rootless logs --follow one");
+    // Files that a user of the container has closed.
+    rootless.ok("run one sh -c 'mkdir /shut; busybox chown 1000 /shut; busybox chmod 0 /shut'");
+    rootless.ok("setup --fixperm one");
+    assert_eq!(
+        rootless.ok("run one busybox stat -c %u:%a /shut"),
+        "0:700\n"
+    );
+    // What cannot be is refused.
+    for (words, why) in [
+        ("run --mode P2 one true", "--mode is for new ones"),
+        ("run --device /dev/../etc one true", "there is no device"),
+        ("run --volume /tmp:/proc one true", "are the kernel's"),
+        (
+            "run --volume /tmp:/ one true",
+            "cannot be the container's root",
+        ),
+        (
+            "run nothing-of-that-name true",
+            "there is no container and no stored image",
+        ),
+    ] {
+        let (code, said) = rootless.code(words);
+        assert!(code != 0 && said.contains(why), "{words}: {said}");
+    }
+    // A container that lost its record.
+    let id = rootless.ok(&format!("create {name}"));
+    let id = id.trim();
+    rootless.user.ok(&format!(
+        "rm $(dirname $(find ~/.local $HOME /var/lib/containers/someone -name container.json -path '*{id}*' 2>/dev/null | head -1))/container.json"
+    ));
+    rootless.ok(&format!("rm {id}"));
+    let said = rootless.user.command("atomic-rs rootless ps");
+    assert!(said.code() == 0 && said.err().is_empty(), "{}", said.err());
+    // Nobody hears it.
+    let said = rootless
+        .user
+        .command("atomic-rs rootless rm nothing 2>/dev/full");
+    assert_eq!(said.code(), 1);
+}

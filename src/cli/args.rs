@@ -47,6 +47,15 @@ pub struct SourceArgs {
 }
 
 impl SourceArgs {
+    /// For a command line that has other options for the same.
+    pub fn of(creds: Option<Credentials>, is_insecure: bool) -> Self {
+        Self {
+            creds,
+            tls_verify: is_insecure.then_some(false),
+            ..Self::default()
+        }
+    }
+
     /// True if the person names a storage, as the original wants it for images.
     pub fn names_storage(&self) -> bool {
         self.storage.is_some()

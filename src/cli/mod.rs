@@ -4,6 +4,8 @@
 #![allow(clippy::doc_markdown)]
 
 mod args;
+mod ask;
+mod bootstrap;
 mod complete;
 mod completion;
 mod containers;
@@ -30,6 +32,7 @@ mod uninstall;
 mod update;
 mod verify;
 mod verify_image;
+mod virt_bootstrap;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -145,6 +148,7 @@ enum Verb {
     #[command(hide = true)]
     ContainerEnter(stages::Enter),
     Rootless(rootless::Rootless),
+    Bootstrap(bootstrap::Bootstrap),
     Recover(recover::Recover),
     Completion(completion::Completion),
 }
@@ -171,6 +175,9 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     if called.is_some_and(|name| name == udocker::NAME) {
         return udocker::main(&words);
     }
+    if called.is_some_and(|name| name == virt_bootstrap::NAME) {
+        return virt_bootstrap::main(&words);
+    }
     let is_original = called.is_some_and(|name| name == "atomic");
     let cli = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
@@ -185,7 +192,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     set_up_logging(cli.debug);
     let Some(verb) = cli.verb else {
-        eprintln!("atomic-rs: a command is missing\nTry 'atomic-rs --help' for more information.");
+        say!("atomic-rs: a command is missing\nTry 'atomic-rs --help' for more information.");
         return ExitCode::from(2);
     };
     let word = verb.word();
@@ -197,9 +204,9 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn report(error: &Error, word: &str) -> ExitCode {
     if error.kind() != Kind::Closed {
-        eprintln!("{error}");
+        say!("{error}");
         if error.kind() == Kind::Permission {
-            eprintln!("Some operations for '{word}' require root access.");
+            say!("Some operations for '{word}' require root access.");
         }
     }
     ExitCode::from(error.exit_code())
@@ -264,6 +271,7 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::ContainerInit(verb) => verb.run(),
         Verb::ContainerEnter(verb) => verb.run(),
         Verb::Rootless(verb) => verb.run(&mut call),
+        Verb::Bootstrap(verb) => verb.run(&mut call),
     };
     result.map_err(|error| config.interrupt.explain(error))
 }
@@ -305,6 +313,7 @@ impl Verb {
             Self::ContainerInit(_) => crate::rootless::engine::INIT_VERB,
             Self::ContainerEnter(_) => crate::rootless::engine::ENTER_VERB,
             Self::Rootless(_) => "rootless",
+            Self::Bootstrap(_) => "bootstrap",
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",
         }
@@ -320,7 +329,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         return printed.map_or_else(|error| report(&error, ""), |()| ExitCode::SUCCESS);
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprint!("{error}");
+        say!("{}", error.to_string().trim_end());
         return ExitCode::from(2);
     }
     let text = error.to_string();
@@ -332,7 +341,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         .filter(|line| !line.is_empty() && !line.starts_with("tip:"))
         .collect();
     let message = message.join(" ");
-    eprintln!(
+    say!(
         "atomic-rs: {}\nTry 'atomic-rs --help' for more information.",
         message.strip_prefix("error: ").unwrap_or(&message)
     );
@@ -350,6 +359,7 @@ fn set_up_logging(debug: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)

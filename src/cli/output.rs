@@ -28,7 +28,7 @@ impl Output {
 
     /// A remark, on stderr.
     pub fn note(&mut self, text: impl AsRef<str>) {
-        eprintln!("{}", text.as_ref());
+        say!("{}", text.as_ref());
     }
 
     /// A table: columns of a heading and a width; cells are cut to it unless `whole`, where the
@@ -139,7 +139,7 @@ impl Progress for PullProgress {
         if self.terminal {
             self.bar.set_message(format!("layer {}", &hex[..12]));
         } else {
-            eprintln!("Pulling layer {hex}");
+            say!("Pulling layer {hex}");
         }
     }
 

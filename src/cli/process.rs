@@ -24,7 +24,7 @@ pub struct ProcessArgs {
     #[command(flatten)]
     pub env: EnvArgs,
     /// Mount a host path in the container
-    #[arg(long, value_name = "SRC:DST[:ro]")]
+    #[arg(short = 'v', long, value_name = "SRC:DST[:ro|:rw]")]
     volume: Vec<String>,
     /// Run this in place of the image's entrypoint: a program, or a JSON array of words
     #[arg(long, value_name = "COMMAND")]

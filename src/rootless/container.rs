@@ -331,6 +331,12 @@ impl Container {
         self.record.own_files.then(|| self.root())
     }
 
+    /// What of its files is its own and no other's: all of them, or those that were written.
+    pub fn written(&self) -> Utf8PathBuf {
+        let written = || self.path.join("upper");
+        self.files().unwrap_or_else(written)
+    }
+
     /// It, as it is on record now.
     pub fn reloaded(&self) -> Result<Self> {
         Self::read(&self.path)

@@ -162,6 +162,20 @@ pub fn remove(config: &Config, container: &Container) -> Result<()> {
     Ok(())
 }
 
+/// Remove what is left of a container that has no record any more; false if that is not so.
+pub fn remove_broken(home: &Home, id: &str) -> Result<bool> {
+    let path = home.container(id);
+    if !is_id(id) || !path.is_dir() || path.join("container.json").exists() {
+        return Ok(false);
+    }
+    let _turn = home.turn()?;
+    for name in home.names_of(id)? {
+        home.remove_name(&name.parse()?)?;
+    }
+    remove_files(&path)?;
+    Ok(true)
+}
+
 /// Hold a container while nothing of it runs.
 ///
 /// # Errors

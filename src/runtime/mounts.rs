@@ -313,6 +313,12 @@ pub fn parse_volume(text: &str) -> Result<Volume> {
     if !source.starts_with('/') {
         return Err(form());
     }
+    if destination == "/" {
+        fail!(
+            Kind::Usage,
+            "\"{text}\": a volume cannot be the container's root"
+        );
+    }
     check_container_path(destination).map_err(|_| form())?;
     if !Utf8Path::new(source).exists() {
         fail!(Kind::NotFound, "the volume source {source} does not exist");

@@ -68,7 +68,7 @@ impl Lock {
             }
             if !told && start.elapsed() > Duration::from_secs(1) {
                 told = true;
-                eprintln!("waiting for another command that holds {what}");
+                say!("waiting for another command that holds {what}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -67,15 +67,27 @@ struct Final {
 }
 
 impl Unpack {
-    /// Lay into `path`, a trusted path.
-    pub fn new(path: &Path, gives_owners: bool) -> Result<Self> {
-        let root = super::open_dir(path).context(|| format!("cannot open {}", path.display()))?;
+    /// Lay into `path`, a trusted path; whether nothing was laid into it before.
+    pub fn new(path: &Path, gives_owners: bool, is_new: bool) -> Result<Self> {
+        let failed = || format!("cannot open {}", path.display());
+        let root = super::open_dir(path).context(failed)?;
+        let inode = rustix::fs::fstat(&root).context(failed)?.st_ino;
+        let mut directories = HashMap::new();
+        if is_new {
+            // An archive need not say what its root is like.
+            let own = Final {
+                path: Vec::new(),
+                mtime: timespec((0, 0)),
+                mode: Some(Mode::from(IMPLIED_MODE)),
+            };
+            directories.insert(inode, own);
+        }
         Ok(Self {
             root,
             gives_owners,
             last: None,
             brought: HashSet::new(),
-            directories: HashMap::new(),
+            directories,
         })
     }
 
@@ -428,7 +440,8 @@ impl Unpack {
 
 /// Give a file that was written all that it is beside its content.
 pub fn finish_file(file: &File, meta: &Meta, gives_owners: bool) -> rustix::io::Result<()> {
-    if gives_owners && (meta.uid, meta.gid) != (0, 0) {
+    if gives_owners {
+        // Also of root's: a set-group-ID directory has given it its group.
         let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
         rustix::fs::fchown(file, Some(uid), Some(gid))?;
     }

@@ -353,7 +353,7 @@ impl Store {
     }
 
     /// The same of one layer, which many images may have.
-    fn layer_size(&self, digest: Digest) -> Result<(u64, u64)> {
+    pub fn layer_size(&self, digest: Digest) -> Result<(u64, u64)> {
         if let Some(known) = self.layer_sizes.borrow().get(&digest) {
             return Ok(*known);
         }

@@ -121,10 +121,24 @@ pub fn login(
     if insecure {
         child = child.arg("--tls-verify=false");
     }
+    if let Some(path) = lasting_authfile() {
+        child = child.args(["--authfile", &path]);
+    }
     let child = child.args(["--password-stdin", registry]);
     let said = child.input(password.as_bytes()).run();
     said.map(|_| ())
         .kind(Kind::Transport, || format!("cannot log in to {registry}"))
+}
+
+/// The file of credentials for a person who has no runtime directory, where skopeo would keep them: skopeo and podman
+/// look here as well. Source: containers-auth.json(5).
+fn lasting_authfile() -> Option<String> {
+    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if rustix::process::geteuid().is_root() || env("XDG_RUNTIME_DIR").is_some() {
+        return None;
+    }
+    let config = env("XDG_CONFIG_HOME").or_else(|| Some(env("HOME")? + "/.config"))?;
+    Some(config + "/containers/auth.json")
 }
 
 /// Whether there are credentials for a registry.
@@ -135,7 +149,10 @@ pub fn knows_login(config: &Config, registry: &str) -> bool {
 
 /// Forget the credentials of a registry, or all.
 pub fn logout(config: &Config, registry: Option<&str>) -> Result<()> {
-    let child = run_skopeo(&config.skopeo).arg("logout");
+    let mut child = run_skopeo(&config.skopeo).arg("logout");
+    if let Some(path) = lasting_authfile() {
+        child = child.args(["--authfile", &path]);
+    }
     child.arg(registry.unwrap_or("--all")).run().map(|_| ())
 }
 

@@ -122,6 +122,16 @@ impl Layer {
         self
     }
 
+    pub fn device(mut self, path: &str, kind: tar::EntryType, major: u32, minor: u32) -> Self {
+        let mut header = Self::header(kind, 0o620, 0, 0);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        self.builder
+            .append_data(&mut header, path, &[][..])
+            .unwrap();
+        self
+    }
+
     /// An entry whose header is written as it is, for hostile names.
     pub fn raw(mut self, path: &[u8], kind: tar::EntryType, link: &str) -> Self {
         let mut header = Self::header(kind, 0o644, 0, 0);

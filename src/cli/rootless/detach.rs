@@ -3,13 +3,20 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use camino::Utf8Path;
 
 use super::super::Call;
 use crate::command::Child;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::rootless::{Container, DETACHED, Home};
+
+/// What is slower to start counts as running only later.
+const START: Duration = Duration::from_secs(5);
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Stop what runs in containers
 #[derive(Debug, clap::Args)]
@@ -46,6 +53,7 @@ pub fn detach(container: &Container) -> Result<()> {
     let id = &container.record.id;
     let log = container.log();
     let words = || std::env::args_os().skip(1);
+    let said = length(&log);
     let directory = std::env::current_dir().context(|| "there is no working directory".into())?;
     if has_manager() {
         let mut child = Child::new("systemd-run")
@@ -66,7 +74,8 @@ pub fn detach(container: &Container) -> Result<()> {
                 child = child.arg(format!("--setenv={name}"));
             }
         }
-        return child.arg("--").arg(program).args(words()).run().map(|_| ());
+        child.arg("--").arg(program).args(words()).run()?;
+        return await_start(container, said);
     }
     let log = std::fs::OpenOptions::new()
         .create(true)
@@ -84,7 +93,24 @@ pub fn detach(container: &Container) -> Result<()> {
     if !status.success() {
         fail!(Kind::Failed, "cannot run in the background");
     }
+    await_start(container, said)
+}
+
+/// Wait until it runs, or has ended already, which its log tells; but not for ever. `said`: so long that was before.
+fn await_start(container: &Container, said: u64) -> Result<()> {
+    let is_started = || -> Result<bool> {
+        let speaks = length(&container.log()) > said;
+        Ok(speaks || !container.path.exists() || !container.holders()?.is_empty())
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < START && !is_started()? {
+        std::thread::sleep(POLL);
+    }
     Ok(())
+}
+
+fn length(log: &Utf8Path) -> u64 {
+    std::fs::metadata(log).map_or(0, |log| log.len())
 }
 
 fn is_plain(name: &str) -> bool {
@@ -131,8 +157,17 @@ impl Logs {
             .lines
             .map_or_else(|| "+1".to_owned(), |lines| lines.to_string());
         let mut child = Child::new("tail").arg(format!("--lines={lines}"));
-        if self.follow {
-            child = child.arg("--follow");
+        if !self.follow {
+            let status = child.args(["--", log.as_str()]).status()?;
+            return Ok(super::super::run::passed_on(status));
+        }
+        // It ends with the process that writes.
+        for holder in container.holders()? {
+            child = child.arg(format!("--pid={holder}"));
+        }
+        let is_running = !container.holders()?.is_empty();
+        if is_running {
+            child = child.args(["--follow", "--sleep-interval=0.1"]);
         }
         let status = child.args(["--", log.as_str()]).status()?;
         Ok(super::super::run::passed_on(status))

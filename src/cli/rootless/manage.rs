@@ -138,7 +138,16 @@ pub fn new(
         image
     } else {
         let reference = source.reference(image)?;
-        let name = source.ensure(call, &store, &reference)?;
+        let ensured = source.ensure(call, &store, &reference);
+        let name = ensured.map_err(|error| {
+            if reference.is_unqualified() {
+                error.within(format_args!(
+                    "there is no container and no stored image \"{image}\""
+                ))
+            } else {
+                error
+            }
+        })?;
         store.find_one(&name)?
     };
     let image = &image;
@@ -159,7 +168,12 @@ impl Rm {
         let home = Home::of(call.config);
         let mut failed: Option<Error> = None;
         for text in &self.containers {
-            let removed = home.require(text).and_then(|container| {
+            let found = home.require(text);
+            if found.is_err() && create::remove_broken(&home, text)? {
+                call.out.line(text)?;
+                continue;
+            }
+            let removed = found.and_then(|container| {
                 create::remove(call.config, &container)?;
                 call.out.line(container.record.id)
             });
@@ -187,6 +201,9 @@ impl Export {
             rootless::export(call.config, &container, Stdio::inherit(), None)?;
             return Ok(ExitCode::SUCCESS);
         };
+        if path.exists() {
+            fail!(Kind::Exists, "{path} exists, and is not overwritten");
+        }
         let file = std::fs::File::create_new(path).context(|| format!("cannot create {path}"))?;
         let written = rootless::export(call.config, &container, file.into(), None);
         if written.is_err() {
@@ -205,12 +222,10 @@ impl Setup {
             call.out.line(format!("mode: {}", container.record.mode))?;
             return Ok(ExitCode::SUCCESS);
         }
-        if self.fixperm
-            && let Some(path) = container.files()
-        {
+        if self.fixperm {
             container.check_unprotected()?;
             let _still = create::stopped(&container)?;
-            files::fix(&path)?;
+            files::fix(&container.written())?;
         }
         if let Some(mode) = self.mode {
             rootless::set_mode(call.config, &mut container, mode)?;

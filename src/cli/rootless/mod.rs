@@ -17,7 +17,7 @@ use crate::fail;
 /// Containers without root and without services: create, run, remove
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Images are those of \"atomic-rs pull\" and \"atomic-rs images\". A container keeps what is written to it until it is removed; creating and removing one copies nothing."
+    after_help = "Images are those of \"atomic-rs pull\" and \"atomic-rs images list\" (\"atomic-rs images import tar:FILE NAME\" makes one of a root file system). A container keeps what is written to it until it is removed; creating and removing one copies nothing."
 )]
 pub struct Rootless {
     #[command(subcommand)]

@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::super::Call;
 use super::super::args::SourceArgs;
@@ -31,7 +31,7 @@ pub struct Run {
     /// A name for the new container
     #[arg(long)]
     name: Option<Name>,
-    /// Remove the container afterwards
+    /// Remove the container afterwards, also one that was there before
     #[arg(long)]
     rm: bool,
     /// Run in the background and print the container's id; "logs" and "stop" are for it
@@ -57,8 +57,9 @@ pub struct Run {
     #[arg(long, value_name = "LIST")]
     cpuset_cpus: Option<Cpus>,
     /// How a new container runs: N, R1, P1, P2, F1 to F4, or S1
-    #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
-    mode: Mode,
+    /// [default: N]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
     /// In modes P1 and P2: run programs that are told of some of the host's files in place of their own
     #[arg(long)]
     allow_leaky: bool,
@@ -141,7 +142,7 @@ impl Run {
         let in_background = detach::container();
         let first = in_background.as_deref().unwrap_or(first);
         if in_background.is_some() {
-            self.name = None;
+            (self.name, self.mode) = (None, None);
         }
         let container = self.container(call, first).map_err(set_up)?;
         let wishes = self
@@ -171,10 +172,14 @@ impl Run {
 
     fn container(&self, call: &mut Call<'_>, text: &str) -> Result<Container> {
         if let Some(found) = Home::of(call.config).find(text)? {
-            if self.name.is_some() {
+            let is_new = [
+                (self.name.is_some(), "--name"),
+                (self.mode.is_some(), "--mode"),
+            ];
+            if let Some((_, option)) = is_new.iter().find(|(is_given, _)| *is_given) {
                 fail!(
                     Kind::Usage,
-                    "\"{text}\" is a container, and --name is for new ones"
+                    "\"{text}\" is a container, and {option} is for new ones"
                 );
             }
             return Ok(found);
@@ -185,12 +190,21 @@ impl Run {
             text,
             self.name.as_ref(),
             false,
-            self.mode,
+            self.mode.unwrap_or(Mode::N),
         )
     }
 
     fn volumes(&self, mode: Mode) -> Result<Vec<Volume>> {
         let mut out = self.process.volumes()?;
+        for Volume { destination, .. } in &out {
+            let is_below = |path: &str| Utf8Path::new(destination).starts_with(path);
+            if destination == "/dev" || ["/proc", "/sys"].into_iter().any(is_below) {
+                fail!(
+                    Kind::Usage,
+                    "{destination}: /proc, /sys and /dev of a container are the kernel's"
+                );
+            }
+        }
         if self.hostauth {
             out.extend(["/etc/passwd", "/etc/group"].map(|path| Volume {
                 source: path.into(),
@@ -213,7 +227,10 @@ impl Run {
 
     fn wishes(&self, command: &[String], mode: Mode) -> Result<Wishes> {
         for device in &self.device {
-            if !device.starts_with("/dev") || !device.exists() {
+            // By its one name: what leads out of there is no device.
+            let found = device.canonicalize_utf8();
+            let is_device = found.is_ok_and(|found| found == *device && found.starts_with("/dev/"));
+            if !is_device {
                 fail!(Kind::NotFound, "there is no device {device}");
             }
         }

@@ -347,11 +347,9 @@ pub fn setup(call: &mut Call, words: &Words) -> Code {
             "container setup failed: nvidia libraries are not set up by this program yet",
         );
     }
-    if words.has("--fixperm")
-        && let Some(path) = container.files()
-    {
+    if words.has("--fixperm") {
         let _still = create::stopped(&container)?;
-        files::fix(&path)?;
+        files::fix(&container.written())?;
     }
     let Some(mode) = words.value("--execmode") else {
         if words.options.is_empty() {

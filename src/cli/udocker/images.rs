@@ -136,7 +136,7 @@ pub fn pull(call: &mut Call, words: &Words) -> Code {
     match fetch(call, &store, spec, words) {
         Ok(_) => Ok(0),
         Err(error) if matches!(error.kind(), Kind::Transport | Kind::NotFound) => {
-            eprintln!("Error: manifest not found or not authorized");
+            say!("Error: manifest not found or not authorized");
             failed(&format!("no files downloaded: {error}"))
         }
         Err(error) => Err(error),
@@ -246,7 +246,7 @@ pub fn verify(call: &mut Call, words: &Words) -> Code {
     let damage = findings.lines();
     if !damage.is_empty() {
         for line in &damage {
-            eprintln!("Error: {line}");
+            say!("Error: {line}");
         }
         return failed("image verification failure");
     }
@@ -309,7 +309,7 @@ pub fn inspect(call: &mut Call, words: &Words) -> Code {
         if words.has("-p") {
             // Whoever asks means to find the files there.
             if let Err(error) = rootless::own_files(&call.config, &container) {
-                eprintln!("Warning: the container's files are not there: {error}");
+                say!("Warning: the container's files are not there: {error}");
             }
             call.result(container.root().as_str())?;
         } else {

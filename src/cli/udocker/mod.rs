@@ -81,7 +81,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
             if error.kind() == Kind::Closed {
                 return ExitCode::FAILURE;
             }
-            eprintln!("Error: {error}");
+            say!("Error: {error}");
             ExitCode::from(match error.kind() {
                 Kind::Child(code) => code,
                 Kind::Interrupted(_) => error.exit_code(),
@@ -112,7 +112,7 @@ fn command_line(words: &[String]) -> Code {
         return text::say(&text::version());
     }
     let Some(options) = options_of(command) else {
-        eprintln!("Error: invalid command: {command}\n");
+        say!("Error: invalid command: {command}\n");
         return Ok(1);
     };
     if words
@@ -132,7 +132,7 @@ fn command_line(words: &[String]) -> Code {
         } else {
             "do not run as root !"
         };
-        eprintln!("Error: {why}");
+        say!("Error: {why}");
         return Ok(1);
     }
     let mut call = Call {
@@ -187,7 +187,7 @@ fn options_of(command: &str) -> Option<&'static [Opt]> {
 
 #[allow(clippy::unnecessary_wraps)] // commands end by it
 fn syntax(unknown: &[String]) -> Code {
-    eprintln!("Error: syntax error at: {}", unknown.join(" "));
+    say!("Error: syntax error at: {}", unknown.join(" "));
     Ok(1)
 }
 
@@ -372,6 +372,6 @@ fn make_new_repo(words: &Words) -> Code {
 /// Say an error, with exit code 1.
 #[allow(clippy::unnecessary_wraps)] // commands end by it
 fn failed(text: &str) -> Code {
-    eprintln!("Error: {text}");
+    say!("Error: {text}");
     Ok(1)
 }

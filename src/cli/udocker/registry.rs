@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::grammar::{Opt, Takes, Words};
 use super::{Call, Code, failed};
+use crate::cli::ask::{ask, ask_unseen};
 use crate::command::Child;
 use crate::error::{Context as _, Kind, Result};
 use crate::transport;
@@ -153,14 +154,6 @@ fn get(call: &Call, words: &Words, url: &str, query: &[(&str, &str)]) -> Result<
 }
 
 pub fn login(call: &mut Call, words: &Words) -> Code {
-    let ask = |prompt: &str| -> Result<String> {
-        eprint!("{prompt}");
-        let mut line = String::new();
-        std::io::stdin()
-            .read_line(&mut line)
-            .context(|| "cannot read".into())?;
-        Ok(line.trim_end_matches(['\n', '\r']).to_owned())
-    };
     let user = match words.value("--username") {
         Some(user) => user.to_owned(),
         None => ask("username: ")?,
@@ -168,7 +161,7 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
     let password = match words.value("--password") {
         Some(password) => password.to_owned(),
         None if words.has("--password-stdin") => ask("")?,
-        None => unseen(|| ask("password: "))?,
+        None => ask_unseen("password: ")?,
     };
     if user.is_empty() || password.is_empty() {
         return failed("invalid credentials");
@@ -178,26 +171,10 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
     }
     let (host, insecure) = host(call, words);
     if let Err(error) = transport::login(&call.config, &host, &user, &password, insecure) {
-        eprintln!("Error: {error}");
+        say!("Error: {error}");
         return failed("invalid credentials");
     }
     Ok(0)
-}
-
-/// Do something while a terminal does not show what is typed.
-fn unseen<T>(what: impl FnOnce() -> Result<T>) -> Result<T> {
-    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-    let stdin = std::io::stdin();
-    let Ok(before) = tcgetattr(&stdin) else {
-        return what();
-    };
-    let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
-    let _ = tcsetattr(&stdin, OptionalActions::Flush, &silent);
-    let done = what();
-    let _ = tcsetattr(&stdin, OptionalActions::Flush, &before);
-    eprintln!();
-    done
 }
 
 pub fn logout(call: &mut Call, words: &Words) -> Code {

@@ -72,8 +72,8 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
     let container = match made {
         Ok(found) => found,
         Err(error) if error.kind() == Kind::Transport => {
-            eprintln!("Error: {error}");
-            eprintln!("Error: image or container not available");
+            say!("Error: {error}");
+            say!("Error: image or container not available");
             return Ok(SET_UP_FAILED);
         }
         Err(error) => return Err(set_up(error)),
@@ -97,7 +97,7 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
     if goes || location.is_some() {
         let removed = create::remove(&call.config, &container);
         if let Err(error) = removed {
-            eprintln!("Error: deleting container: {error}");
+            say!("Error: deleting container: {error}");
         }
     }
     code.map_err(set_up)
@@ -345,7 +345,7 @@ fn note_ports(call: &Call, words: &Words, container: &Container) -> Result<()> {
         return Ok(());
     }
     if numbers.iter().any(|port| *port < 1024) {
-        eprintln!("Error: this container exposes privileged TCP/IP ports");
+        say!("Error: this container exposes privileged TCP/IP ports");
         return Ok(());
     }
     call.info("Warning: this container exposes TCP/IP ports")

@@ -41,7 +41,7 @@ impl Settings {
             match std::fs::read_to_string(&path) {
                 Ok(text) => out.add(&text, &path),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => eprintln!("Warning: {path} is not read: {error}"),
+                Err(error) => say!("Warning: {path} is not read: {error}"),
             }
         }
         if let Some(path) = named {
@@ -65,7 +65,7 @@ impl Settings {
                 continue;
             }
             let Some((key, value)) = line.split_once('=') else {
-                eprintln!("Warning: {path} has a line that sets nothing: {line}");
+                say!("Warning: {path} has a line that sets nothing: {line}");
                 continue;
             };
             let key = key.trim().to_lowercase();

@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child as Running, Command};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use camino::Utf8Path;
 use rustix::event::{PollFd, PollFlags};
@@ -110,15 +111,16 @@ fn see_to(running: &Running, forward: &Forward) -> Result<u8> {
     }
     let watched = watched.map(Arc::new);
     let seen = watched.clone();
-    std::thread::Builder::new()
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
+    let watch = std::thread::Builder::new()
         .name("watch".into())
-        // It ends with this process.
         .spawn(move || {
             if let Some(watched) = seen {
                 let poll = &mut [PollFd::new(&watched, PollFlags::IN)];
                 while rustix::event::poll(poll, None) == Err(rustix::io::Errno::INTR) {}
             }
-            loop {
+            while !over.load(Ordering::SeqCst) {
                 adopt::kill_others(Some(proot));
                 std::thread::sleep(adopt::POLL);
             }
@@ -133,6 +135,11 @@ fn see_to(running: &Running, forward: &Forward) -> Result<u8> {
             Err(error) => return Err(error).context(|| "cannot wait for the container".into()),
         }
     };
+    // Whoever is started from here on is not of the container.
+    is_over.store(true, Ordering::SeqCst);
+    if watch.join().is_err() {
+        fail!(Kind::Failed, "the thread that watches the container died");
+    }
     // PRoot says how the last of all programs ended that were not killed.
     let status = watched.and_then(|watched| safefs::status_of_ended(&watched));
     Ok(status.map_or(code, |status| match status & 0x7f {

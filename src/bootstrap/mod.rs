@@ -1,0 +1,255 @@
+//! An image as a root filesystem: a directory, or disk images without a boot loader.
+//!
+//! - [`ids`]: other owners than in the image
+//! - [`password`]: that of root
+//! - `lay`: the layers, one after the other, into a directory
+//! - `directory`: beside its place, and renamed when it is whole
+//! - `disk`: a file system for them, and an image of it after each layer
+//! - `qcow2`: the format of these
+
+mod directory;
+mod disk;
+pub mod ids;
+mod lay;
+pub mod password;
+mod qcow2;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::config::Config;
+use crate::error::{Context as _, Kind, Result};
+use crate::fail;
+use crate::image::Digest;
+use crate::pull;
+use crate::store::Store;
+use crate::store::images::StoredImage;
+use crate::store::tar::TarStream;
+use directory::Staged;
+pub use disk::{Backing, FileSystem};
+use ids::Ids;
+use lay::Lay;
+
+/// In a staged directory, what is made.
+const NEW: &str = "new";
+
+/// Where the files come from.
+pub enum Source<'s> {
+    /// The layers of an image that is in this store.
+    Image(&'s Store, &'s StoredImage),
+    /// An archive, however it is compressed, as one layer.
+    Archive(Utf8PathBuf),
+}
+
+/// What is made of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Form {
+    /// A directory.
+    Directory,
+    /// `layer-N.qcow2` for each layer, each over the one before; with `flat` one of all.
+    Qcow2 {
+        /// The file system on it.
+        disk: Disk,
+        /// One image in place of a chain.
+        flat: bool,
+        /// How an image names the one below it.
+        backing: Backing,
+    },
+    /// `disk.raw`
+    Raw {
+        /// The file system on it.
+        disk: Disk,
+    },
+}
+
+/// What disk images are like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes.
+    pub size: u64,
+    /// The file system.
+    pub file_system: FileSystem,
+}
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct Request {
+    /// Where to.
+    pub destination: Utf8PathBuf,
+    /// In what form.
+    pub form: Form,
+    /// Other owners.
+    pub ids: Ids,
+    /// A password for root.
+    pub root_password: Option<String>,
+    /// Replace what is there.
+    pub force: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// The directory, or the disk images, base first.
+    pub paths: Vec<Utf8PathBuf>,
+    /// Entries that could not be made.
+    pub left_out: u64,
+}
+
+/// Hears how far it is.
+pub trait Progress {
+    /// So many bytes of files are to be written.
+    fn begin(&mut self, bytes: u64);
+    /// A layer begins, the first one is 1.
+    fn layer(&mut self, number: usize, of: usize);
+    /// So many more bytes are written.
+    fn advance(&mut self, bytes: u64);
+    /// All are.
+    fn end(&mut self);
+}
+
+/// The layers of a source.
+enum Layers<'s> {
+    Stored(&'s Store, Vec<Digest>),
+    Archive(&'s Utf8Path),
+}
+
+impl<'s> Layers<'s> {
+    fn of(source: &'s Source<'s>) -> Result<Self> {
+        match source {
+            Source::Archive(path) => Ok(Self::Archive(path)),
+            Source::Image(store, image) => {
+                let Some(manifest) = &image.manifest else {
+                    fail!(
+                        Kind::Invalid,
+                        "{} was stored by an older program: pull it again",
+                        image.name
+                    );
+                };
+                Ok(Self::Stored(store, manifest.layer_digests()))
+            }
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Stored(_, digests) => digests.len(),
+            Self::Archive(_) => 1,
+        }
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        match self {
+            Self::Stored(store, digests) => {
+                let sizes = digests.iter().map(|digest| store.layer_size(*digest));
+                sizes.map(|size| size.map(|(_, unpacked)| unpacked)).sum()
+            }
+            Self::Archive(path) => {
+                let found = std::fs::metadata(path).context(|| format!("cannot read {path}"))?;
+                Ok(found.len())
+            }
+        }
+    }
+
+    /// Lay one of them; the first one is 0.
+    fn lay(&self, number: usize, lay: &mut Lay<'_>, progress: &mut dyn Progress) -> Result<()> {
+        progress.layer(number + 1, self.count());
+        let mut advance = |bytes| progress.advance(bytes);
+        match self {
+            Self::Archive(path) => pull::with_unpacked(path, |input| {
+                lay.archive(&mut TarStream::new(input), &mut advance)
+            }),
+            Self::Stored(store, digests) => {
+                let digest = digests[number];
+                let mut stream = store.layer_stream(digest)?;
+                lay.stored(store, &mut stream, &mut advance)
+                    .map_err(|error| error.within(format_args!("layer {digest}")))
+            }
+        }
+    }
+}
+
+/// Whether there can be such a thing: for those who would fetch something first.
+///
+/// # Errors
+/// Those of [`make`] that are known without a source.
+pub fn check(request: &Request) -> Result<()> {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root && request.form != Form::Directory {
+        fail!(
+            Kind::Permission,
+            "disk images are made with loop mounts, which only root may have"
+        );
+    }
+    if !is_root && !request.ids.is_empty() {
+        fail!(
+            Kind::Permission,
+            "only root can give files to other users: without the ranges of ids they are all yours"
+        );
+    }
+    directory::check(&request.destination, request.force)
+}
+
+/// Make it: all of it, or nothing.
+pub fn make(
+    config: &Config,
+    source: &Source<'_>,
+    request: &Request,
+    progress: &mut dyn Progress,
+) -> Result<Made> {
+    let _held = config.interrupt.hold();
+    check(request)?;
+    let layers = Layers::of(source)?;
+    let staged = Staged::new(&request.destination)?;
+    let inner = staged.path().join(NEW);
+    std::fs::create_dir(&inner).context(|| format!("cannot create {inner}"))?;
+    progress.begin(layers.bytes()?);
+    let (names, left_out) = match &request.form {
+        Form::Directory => {
+            let left_out = fill(config, &layers, request, &inner, progress)?;
+            (vec![Utf8PathBuf::new()], left_out)
+        }
+        form => disk::make(config, &layers, request, form, &inner, progress)?,
+    };
+    progress.end();
+    config.interrupt.check()?;
+    staged.place(&inner)?;
+    let destination = camino::absolute_utf8(&request.destination);
+    let destination = destination.context(|| request.destination.to_string())?;
+    let paths = names.into_iter().map(|name| match name.as_str() {
+        "" => destination.clone(),
+        _ => destination.join(name),
+    });
+    Ok(Made {
+        paths: paths.collect(),
+        left_out,
+    })
+}
+
+/// All layers into one directory, and root's password; how many entries could not be made.
+fn fill(
+    config: &Config,
+    layers: &Layers<'_>,
+    request: &Request,
+    directory: &Utf8Path,
+    progress: &mut dyn Progress,
+) -> Result<u64> {
+    let is_root = rustix::process::geteuid().is_root();
+    let mut lay = Lay::into(
+        directory.as_std_path(),
+        &request.ids,
+        is_root,
+        true,
+        &config.interrupt,
+    )?;
+    for number in 0..layers.count() {
+        layers.lay(number, &mut lay, progress)?;
+    }
+    set_password(request, directory)?;
+    Ok(lay.left_out)
+}
+
+fn set_password(request: &Request, root: &Utf8Path) -> Result<()> {
+    match &request.root_password {
+        Some(password) => password::set(root.as_std_path(), &password::hash(password)?),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,250 @@
+//! Writing qcow2 images, version 3: what has changed of a disk since the last cut, over a backing file or none.
+//!
+//! Source: QEMU's `docs/interop/qcow2.txt`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use crate::error::{Context as _, Result};
+
+/// The usual size of a cluster.
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER: u64 = 1 << CLUSTER_BITS;
+/// Entries of a table of one cluster.
+const ENTRIES: u64 = CLUSTER / 8;
+/// Reference counts of 16 bits in one cluster.
+const COUNTS: u64 = CLUSTER / 2;
+/// What an entry has that is referred to once.
+const ONCE: u64 = 1 << 63;
+/// What an entry has whose cluster is zeros, whatever lies below.
+const ZEROS: u64 = 1;
+const MAGIC: u32 = 0x5146_49fb;
+const VERSION: u32 = 3;
+const HEADER_BYTES: u32 = 104;
+/// The extension that names the format of the backing file.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// How reference counts of 16 bits are named.
+const REFCOUNT_ORDER: u32 = 4;
+
+/// What is known of a cluster: enough to see whether it has changed.
+type Sum = [u8; 16];
+
+/// A disk of which one image after another is made.
+pub struct Disk {
+    raw: File,
+    size: u64,
+    /// What clusters were like at the last cut; others were zeros.
+    known: BTreeMap<u64, Sum>,
+}
+
+impl Disk {
+    /// A disk of zeros so far, which is this sparse file.
+    pub fn new(raw: File, size: u64) -> Self {
+        Self {
+            raw,
+            size,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Write what has changed since the last cut to `out`, an empty file, over `backing`.
+    pub fn cut(&mut self, out: &File, backing: Option<&str>) -> Result<()> {
+        let failed = || "cannot write the disk image".into();
+        let mut image = Image::new(out, self.size, backing).context(failed)?;
+        let mut before = std::mem::take(&mut self.known);
+        let mut now = BTreeMap::new();
+        let mut buffer = vec![0; usize::try_from(CLUSTER).unwrap_or(usize::MAX)];
+        let mut at = 0;
+        while let Some((begin, end)) = next_data(&self.raw, at, self.size).context(failed)? {
+            for number in begin / CLUSTER..end.div_ceil(CLUSTER) {
+                if now.contains_key(&number) {
+                    // One extent ends in a cluster where the next one begins.
+                    continue;
+                }
+                let offset = number * CLUSTER;
+                let length = usize::try_from(CLUSTER.min(self.size - offset)).unwrap_or(usize::MAX);
+                buffer.fill(0);
+                self.raw
+                    .read_exact_at(&mut buffer[..length], offset)
+                    .context(failed)?;
+                if is_zero(&buffer) {
+                    continue;
+                }
+                let mut sum = Sum::default();
+                sum.copy_from_slice(&blake3::hash(&buffer).as_bytes()[..size_of::<Sum>()]);
+                now.insert(number, sum);
+                if before.remove(&number) != Some(sum) {
+                    image.data(number, &buffer).context(failed)?;
+                }
+            }
+            at = end;
+        }
+        // Those that are nothing any more.
+        for number in before.into_keys() {
+            if !now.contains_key(&number) {
+                image.zeros(number);
+            }
+        }
+        self.known = now;
+        image.finish().context(failed)
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // By words: this is done to every byte of the disk.
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// The next part of a file that is no hole.
+fn next_data(file: &File, at: u64, size: u64) -> rustix::io::Result<Option<(u64, u64)>> {
+    if at >= size {
+        return Ok(None);
+    }
+    let begin = match seek(file, SeekFrom::Data(at)) {
+        Ok(begin) => begin,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let end = seek(file, SeekFrom::Hole(begin))?;
+    Ok(Some((begin, end.min(size))))
+}
+
+/// An image being written: the clusters as they come, the tables at the end.
+struct Image<'o> {
+    out: &'o File,
+    size: u64,
+    backing: Option<&'o str>,
+    /// The next free cluster.
+    next: u64,
+    /// Entries of the second level, by number of their table.
+    tables: BTreeMap<u64, Vec<u64>>,
+}
+
+impl<'o> Image<'o> {
+    fn new(out: &'o File, size: u64, backing: Option<&'o str>) -> std::io::Result<Self> {
+        out.set_len(0)?;
+        Ok(Self {
+            out,
+            size,
+            backing,
+            // The first one is the header's.
+            next: 1,
+            tables: BTreeMap::new(),
+        })
+    }
+
+    fn entry(&mut self, number: u64) -> &mut u64 {
+        let table = self.tables.entry(number / ENTRIES);
+        let table =
+            table.or_insert_with(|| vec![0; usize::try_from(ENTRIES).unwrap_or(usize::MAX)]);
+        // The remainder is smaller than the table.
+        &mut table[usize::try_from(number % ENTRIES).unwrap_or(0)]
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<u64> {
+        let offset = self.next * CLUSTER;
+        self.out.write_all_at(bytes, offset)?;
+        self.next += (bytes.len() as u64).div_ceil(CLUSTER);
+        Ok(offset)
+    }
+
+    fn data(&mut self, number: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let offset = self.append(bytes)?;
+        *self.entry(number) = offset | ONCE;
+        Ok(())
+    }
+
+    fn zeros(&mut self, number: u64) {
+        *self.entry(number) = ZEROS;
+    }
+
+    fn finish(mut self) -> std::io::Result<()> {
+        let l1_entries = self.size.div_ceil(CLUSTER).div_ceil(ENTRIES).max(1);
+        let mut l1 = vec![0; usize::try_from(l1_entries).unwrap_or(usize::MAX)];
+        for (number, table) in std::mem::take(&mut self.tables) {
+            let offset = self.append(&big_endian(&table))?;
+            l1[usize::try_from(number).unwrap_or(0)] = offset | ONCE;
+        }
+        let l1_offset = self.append(&big_endian(&l1))?;
+        // The counts count themselves.
+        let used = self.next;
+        let (mut blocks, mut tables) = (0, 0);
+        loop {
+            let total = used + blocks + tables;
+            let wanted = (total.div_ceil(COUNTS), blocks.div_ceil(ENTRIES).max(1));
+            if wanted == (blocks, tables) {
+                break;
+            }
+            (blocks, tables) = wanted;
+        }
+        let table_offset = used * CLUSTER;
+        let first_block = used + tables;
+        let block_offsets: Vec<u64> = (first_block..first_block + blocks)
+            .map(|cluster| cluster * CLUSTER)
+            .collect();
+        self.append(&padded(big_endian(&block_offsets)))?;
+        self.next = first_block;
+        let total = usize::try_from(used + tables + blocks).unwrap_or(usize::MAX);
+        let mut counts = [0, 1].repeat(total);
+        counts.resize(usize::try_from(blocks * CLUSTER).unwrap_or(usize::MAX), 0);
+        self.append(&counts)?;
+        self.out.set_len(self.next * CLUSTER)?;
+        let header = self.header(l1_entries, l1_offset, table_offset, tables);
+        self.out.write_all_at(&header, 0)
+    }
+
+    fn header(&self, l1_entries: u64, l1: u64, counts: u64, tables: u64) -> Vec<u8> {
+        let mut extensions = Vec::new();
+        if self.backing.is_some() {
+            extensions.extend(BACKING_FORMAT.to_be_bytes());
+            extensions.extend(5u32.to_be_bytes());
+            extensions.extend(b"qcow2\0\0\0");
+        }
+        // The end of the extensions.
+        extensions.extend([0; 8]);
+        let name = self.backing.unwrap_or_default();
+        let name_offset = match self.backing {
+            Some(_) => u64::from(HEADER_BYTES) + extensions.len() as u64,
+            None => 0,
+        };
+        let short = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_be_bytes();
+        let mut out = Vec::new();
+        out.extend(MAGIC.to_be_bytes());
+        out.extend(VERSION.to_be_bytes());
+        out.extend(name_offset.to_be_bytes());
+        out.extend(short(name.len() as u64));
+        out.extend(CLUSTER_BITS.to_be_bytes());
+        out.extend(self.size.to_be_bytes());
+        // Not encrypted.
+        out.extend(0u32.to_be_bytes());
+        out.extend(short(l1_entries));
+        out.extend(l1.to_be_bytes());
+        out.extend(counts.to_be_bytes());
+        out.extend(short(tables));
+        // No snapshots, and none of the features that are there for some.
+        out.extend([0; 4 + 8 + 3 * 8]);
+        out.extend(REFCOUNT_ORDER.to_be_bytes());
+        out.extend(HEADER_BYTES.to_be_bytes());
+        out.extend(extensions);
+        out.extend(name.as_bytes());
+        padded(out)
+    }
+}
+
+fn big_endian(values: &[u64]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_be_bytes())
+        .collect()
+}
+
+fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+    let cluster = usize::try_from(CLUSTER).unwrap_or(usize::MAX);
+    bytes.resize(bytes.len().next_multiple_of(cluster), 0);
+    bytes
+}

@@ -1,0 +1,777 @@
+//! Root filesystems: directories and chains of disk images, compared with what umoci unpacks of the same image.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use support::images::{Compression, Image, Layer};
+use support::{Said as _, Scratch, must, program};
+use tar::EntryType;
+
+/// `cap_net_raw+ep`. Source: linux/capability.h, version 2.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// `user::rw-,user:7:r--,group::r--,mask::r--,other::r--`. Source: linux/posix_acl_xattr.h.
+const ACL: [u8; 44] = [
+    2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 7, 0, 0, 0, 4, 0, 4, 0, 255, 255, 255,
+    255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
+];
+
+struct Place {
+    scratch: Scratch,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            scratch: Scratch::new("bootstrap"),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
+    fn run(&self, words: &str) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn command(&self, words: &str) -> Command {
+        let mut command = Command::new(program());
+        command
+            .arg("bootstrap")
+            .args(words.split_whitespace())
+            .current_dir(self.scratch.path())
+            .env("ATOMIC_OSTREE_CHECKOUT_PATH", self.path("store"))
+            .env("ATOMIC_RS_CONFIG", "/no/such/file");
+        command
+    }
+
+    fn ok(&self, words: &str) -> String {
+        let output = self.run(words);
+        assert_eq!(output.code(), 0, "{words}: {}", output.err());
+        output.out()
+    }
+
+    fn refused(&self, words: &str, why: &str) {
+        let output = self.run(words);
+        assert_ne!(output.code(), 0, "{words}");
+        assert!(output.err().contains(why), "{words}: {}", output.err());
+    }
+
+    /// What umoci makes of an image, as a listing.
+    fn reference(&self, layout: &Path) -> String {
+        let (named, bundle) = (self.path("named"), self.path("bundle"));
+        // It reads no image without a tag.
+        must(
+            Command::new("skopeo")
+                .args(["copy", "--quiet"])
+                .arg(format!("oci:{}", layout.display()))
+                .arg(format!("oci:{}:latest", named.display())),
+        );
+        must(
+            Command::new("umoci")
+                .args(["unpack", "--image"])
+                .arg(format!("{}:latest", named.display()))
+                .arg(&bundle),
+        );
+        let listing = undated(&listing(&bundle.join("rootfs")));
+        std::fs::remove_dir_all(&bundle).unwrap();
+        std::fs::remove_dir_all(&named).unwrap();
+        listing
+    }
+}
+
+/// All there is to say of a tree: kinds, modes, owners, sizes, times, targets, links, numbers of devices, attributes and
+/// contents; not of the time of the root itself, which no archive has to say.
+fn listing(tree: &Path) -> String {
+    let script = r#"
+        cd "$1" || exit 1
+        find . -path ./lost+found -prune -o \( -path . -printf '%p %y %m %U:%G\n' \) -o \
+            -printf '%p %y %m %U:%G %T@ %l %n ' \( -type d -printf '\n' -o -printf '%s\n' \) | LC_ALL=C sort
+        find . \( -type b -o -type c \) -exec stat -c '%n %t:%T' {} + | LC_ALL=C sort
+        find . -path ./lost+found -prune -o \( -type f -o -type d \) -print0 | LC_ALL=C sort -z |
+            xargs -0 getfattr --absolute-names -d -m - -e hex -- 2>/dev/null
+        find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum
+    "#;
+    let mut command = Command::new("sh");
+    let output = command
+        .args(["-c", script, "sh"])
+        .arg(tree)
+        .output()
+        .unwrap();
+    // Not all names are UTF-8.
+    output.out()
+}
+
+/// Directories that no layer declares are as old as they are on the disk there, and begin with 1970 in ours.
+fn undated(listing: &str) -> String {
+    const OF_LAYERS: &str = "1600000000.0000000000";
+    let line = |line: &str| -> String {
+        let word = |word: &str| match word.split_once('.') {
+            Some((seconds, _))
+                if seconds.parse().is_ok_and(|n: u64| n > 1_000_000_000) && word != OF_LAYERS =>
+            {
+                "0.0000000000".to_owned()
+            }
+            _ => word.to_owned(),
+        };
+        line.split(' ').map(word).collect::<Vec<_>>().join(" ") + "\n"
+    };
+    listing.lines().map(line).collect()
+}
+
+/// Three layers with what is seldom: kinds, names, attributes, and every way to take something away.
+fn layers() -> [Layer; 3] {
+    let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
+    let base = Layer::new()
+        .dir("etc", 0o755)
+        .file(
+            "etc/shadow",
+            0o640,
+            "rootless:x:1::::::\nroot:*:19000:0:99999:7:::\nweb:!:1::::::\n",
+        )
+        .file("bin/tool", 0o4755, "tool")
+        .xattr("security.capability", &CAPABILITY)
+        .file("bin/ping", 0o755, "ping")
+        .xattr("system.posix_acl_access", &ACL)
+        .file("etc/shared", 0o644, "by an acl")
+        .xattr("user.note", b"kept")
+        .owned_dir("srv/web", 0o2750, 33)
+        .owned_file("srv/web/page", 0o640, 33, "page")
+        .hardlink("srv/web/again", "srv/web/page")
+        .dir("dev", 0o755)
+        .device("dev/null", EntryType::Char, 1, 3)
+        .device("dev/disk", EntryType::Block, 8, 17)
+        .fifo("run/pipe")
+        .file("home/dev/kept", 0o644, "below a directory named dev")
+        .file(&long, 0o600, "a long name")
+        .file("ünï/cödé", 0o644, "of other alphabets")
+        .raw(b"odd-\xff\xfe-name", EntryType::Regular, "")
+        .symlink("dangling", "/nowhere")
+        .symlink("to-dir", "etc")
+        .dir("becomes-link", 0o755)
+        .file("becomes-link/file", 0o644, "gone later")
+        .dir("opaque/deep", 0o700)
+        .file("opaque/deep/old", 0o644, "gone later")
+        .file("opaque/old", 0o644, "gone later")
+        .dir("closed", 0o000)
+        .file("closed/inside", 0o644, "nobody sees it")
+        .file("replaced", 0o644, "a file that becomes a directory")
+        .file("hole", 0o644, vec![0; 300_000]);
+    let second = Layer::new()
+        .file(".wh.dangling", 0o644, "")
+        .file(".wh.to-dir", 0o644, "")
+        .whiteout("srv/web", "page")
+        .symlink("becomes-link", "/etc")
+        .dir("opaque", 0o711)
+        .file("opaque/.wh..wh..opq", 0o644, "")
+        .file("opaque/new", 0o644, "stays")
+        .dir("replaced", 0o755)
+        .file("replaced/by", 0o644, "what is in it")
+        .file("etc/added", 0o644, "below a directory that is not declared");
+    let third = Layer::new()
+        .file("srv/web/new", 0o644, "new")
+        .whiteout("opaque", "new")
+        .file("hole", 0o644, "no hole any more");
+    [base, second, third]
+}
+
+fn image(count: usize) -> Image {
+    layers()
+        .into_iter()
+        .take(count)
+        .fold(Image::new(), Image::layer)
+}
+
+#[test]
+fn a_directory_is_what_umoci_unpacks() {
+    let place = Place::new();
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let layout = place.path("layout");
+        let _ = std::fs::remove_dir_all(&layout);
+        image(3).write(&layout);
+        let wanted = place.reference(&layout);
+        assert!(wanted.contains("dev/null 1:3"), "{wanted}");
+        // Zstandard is too new for the reference; the layers are the same.
+        if compression == Compression::Zstd {
+            std::fs::remove_dir_all(&layout).unwrap();
+            let layers = layers().map(|layer| layer.compression(compression));
+            let image = layers.into_iter().fold(Image::new(), Image::layer);
+            image.write(&layout);
+        }
+        place.ok("--force oci:./layout ./root");
+        let found = listing(&place.path("root"));
+        assert!(found == wanted, "{}", difference(&found, &wanted));
+    }
+    assert!(!place.path("root/becomes-link").join("file").exists());
+    // From the store, and as JSON.
+    let images = Command::new(program())
+        .args(["images", "list", "--json"])
+        .env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"))
+        .output()
+        .unwrap();
+    let images: Value = serde_json::from_str(&images.out()).unwrap();
+    let word = |key: &str| images[0][key].as_str().unwrap().to_owned();
+    let name = format!("{}:{}", word("repo"), word("tag"));
+    let said: Value =
+        serde_json::from_str(&place.ok(&format!("--json {name} ./again"))).unwrap_or_default();
+    let paths = said["paths"].as_array().map(Vec::len);
+    assert_eq!(
+        (paths, said["left_out"].as_u64()),
+        (Some(1), Some(0)),
+        "{said}"
+    );
+    // Nothing of the store is shared with it.
+    std::fs::write(place.path("root/srv/web/new"), "changed").unwrap();
+    assert_eq!(
+        std::fs::read(place.path("again/srv/web/new")).unwrap(),
+        b"new"
+    );
+}
+
+fn difference(one: &str, other: &str) -> String {
+    let only = |a: &str, b: &str, sign: char| {
+        let lines = a
+            .lines()
+            .filter(|line| !b.lines().any(|other| other == *line));
+        lines
+            .map(|line| format!("{sign} {line}\n"))
+            .collect::<String>()
+    };
+    only(one, other, '+') + &only(other, one, '-')
+}
+
+/// A disk image, mounted while this is there.
+struct Mounted {
+    raw: PathBuf,
+    path: PathBuf,
+}
+
+impl Mounted {
+    fn new(image: &Path, path: PathBuf) -> Self {
+        let raw = image.with_extension("raw-copy");
+        must(Command::new("qemu-img").args(["check", "-q"]).arg(image));
+        must(
+            Command::new("qemu-img")
+                .args(["convert", "-O", "raw"])
+                .args([image, &raw]),
+        );
+        must(Command::new("e2fsck").arg("-fn").arg(&raw));
+        std::fs::create_dir_all(&path).unwrap();
+        must(
+            Command::new("mount")
+                .args(["-o", "loop,ro"])
+                .args([&raw, &path]),
+        );
+        Self { raw, path }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        must(Command::new("umount").arg(&self.path));
+        std::fs::remove_file(&self.raw).unwrap();
+    }
+}
+
+#[test]
+fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
+    let place = Place::new();
+    image(3).write(&place.path("layout"));
+    for (format, file_system) in [("relative", "ext4"), ("absolute", "ext3")] {
+        let paths = place.ok(&format!(
+            "--force --format qcow2 --size 256M --fs {file_system} --backing {format} oci:./layout ./disks"
+        ));
+        assert_eq!(paths.lines().count(), 3, "{paths}");
+        // Those with relative names can be moved.
+        if format == "relative" {
+            std::fs::rename(place.path("disks"), place.path("moved")).unwrap();
+            std::fs::rename(place.path("moved"), place.path("disks")).unwrap();
+        }
+        for (number, path) in paths.lines().enumerate() {
+            let part = place.path("part");
+            let _ = std::fs::remove_dir_all(&part);
+            image(number + 1).write(&part);
+            let wanted = place.reference(&part);
+            let mounted = Mounted::new(Path::new(path), place.path("mount"));
+            let found = listing(&mounted.path);
+            assert!(found == wanted, "{path}: {}", difference(&found, &wanted));
+        }
+    }
+    // One image of all, a raw one, and root's password in a layer of its own.
+    std::fs::write(place.path("password"), "secret\nnot this\n").unwrap();
+    let flat = place.ok("--format qcow2 --flat --size 256M oci:./layout ./flat");
+    assert_eq!(flat.lines().count(), 1);
+    let wanted = place.reference(&place.path("layout"));
+    let found = listing(&Mounted::new(Path::new(flat.trim()), place.path("mount")).path);
+    assert!(found == wanted, "{}", difference(&found, &wanted));
+    let raw = place.ok("--format raw --size 256M oci:./layout ./raw");
+    must(Command::new("e2fsck").arg("-fn").arg(raw.trim()));
+    let paths =
+        place.ok("--format qcow2 --size 256M --root-password file:password oci:./layout ./secret");
+    assert_eq!(paths.lines().count(), 4, "{paths}");
+    let last = Mounted::new(
+        Path::new(paths.lines().last().unwrap()),
+        place.path("mount"),
+    );
+    let shadow = std::fs::read_to_string(last.path.join("etc/shadow")).unwrap();
+    assert!(shadow.contains("root:$6$rounds="), "{shadow}");
+    Image::new()
+        .layer(Layer::new().file("big", 0o644, vec![7; 3_000_000]))
+        .write(&place.path("big"));
+    place.refused(
+        "--format qcow2 --size 2M oci:./big ./small",
+        "No space left",
+    );
+    assert!(!place.path("small").exists());
+}
+
+#[test]
+fn root_gets_a_password_and_files_get_owners() {
+    let place = Place::new();
+    image(1).write(&place.path("layout"));
+    std::fs::write(place.path("password"), "secret\n").unwrap();
+    place.ok(
+        "--root-password file:password --idmap 0:100000:33 --uidmap 33:500:1 oci:./layout ./root",
+    );
+    let shadow = std::fs::read_to_string(place.path("root/etc/shadow")).unwrap();
+    let lines: Vec<&str> = shadow.lines().collect();
+    assert!(
+        lines[0] == "rootless:x:1::::::" && lines[2] == "web:!:1::::::",
+        "{shadow}"
+    );
+    let fields: Vec<&str> = lines[1].split(':').collect();
+    assert_eq!(fields[2..], ["19000", "0", "99999", "7", "", "", ""]);
+    // What crypt makes of the password by that salt is that hash.
+    let check = "import crypt,sys; print(crypt.crypt('secret', sys.argv[1]) == sys.argv[1])";
+    let said = must(Command::new("python3").args(["-W", "ignore", "-c", check, fields[1]]));
+    assert_eq!(said, "True\n");
+    let stat = |path: &str| {
+        let path = place.path("root").join(path);
+        must(Command::new("stat").args(["-c", "%u:%g %a"]).arg(path))
+    };
+    assert_eq!(stat("etc/shadow"), "100000:100000 640\n");
+    // Set-id bits and capabilities outlive it.
+    assert_eq!(stat("bin/tool"), "100000:100000 4755\n");
+    assert_eq!(stat("srv/web"), "500:33 2750\n");
+    let has = must(Command::new("getcap").arg(place.path("root/bin/ping")));
+    assert!(has.contains("cap_net_raw"), "{has}");
+    // Where there is none, or no line for root, it is said.
+    for (number, (layer, why)) in [
+        (
+            Layer::new().file("etc/shadow", 0o600, "rootless:x::\n"),
+            "no line for root",
+        ),
+        (
+            Layer::new().file("etc/x", 0o600, ""),
+            "there is no /etc/shadow",
+        ),
+        (
+            Layer::new().symlink("etc/shadow", "/etc/shadow"),
+            "is a link",
+        ),
+        (Layer::new().symlink("etc", "/etc"), "is a link"),
+        (Layer::new().fifo("etc/shadow"), "is no regular file"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("layout-{number}");
+        Image::new().layer(layer).write(&place.path(&name));
+        place.refused(
+            &format!("--root-password env:SECRET oci:./{name} ./x"),
+            "SECRET is not set",
+        );
+        place.refused(
+            &format!("--root-password file:password oci:./{name} ./x"),
+            why,
+        );
+        assert!(!place.path("x").exists());
+    }
+    place.refused(
+        "--root-password secret oci:./layout ./x",
+        "not from the command line",
+    );
+    place.refused("--idmap 0:5:10 --uidmap 3:90:1 oci:./layout ./x", "overlap");
+}
+
+#[test]
+fn archives_of_all_kinds_are_one_layer() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("tree")).unwrap();
+    std::fs::write(place.path("tree/file"), "content").unwrap();
+    for (number, (program, name)) in [
+        ("cat", "a.tar"),
+        ("gzip", "a.tar.gz"),
+        ("zstd", "a.tar.zst"),
+        ("xz", "a.tar.xz"),
+        ("bzip2", "a.tar.bz2"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let script = format!("tar -C tree -c . | {program} > {name}");
+        must(
+            Command::new("sh")
+                .args(["-c", &script])
+                .current_dir(place.scratch.path()),
+        );
+        let source = match number {
+            0 => format!("file://{}", place.path(name).display()),
+            1 => format!("file:{name}"),
+            _ => format!("./{name}"),
+        };
+        place.ok(&format!("{source} ./root-{number}"));
+        let found = std::fs::read(place.path(&format!("root-{number}/file"))).unwrap();
+        assert_eq!(found, b"content", "{name}");
+    }
+    place.ok("--format qcow2 --size 64M ./a.tar.xz ./disk");
+    // What is damaged leaves nothing.
+    let bytes = std::fs::read(place.path("a.tar.gz")).unwrap();
+    std::fs::write(place.path("cut.tar.gz"), &bytes[..bytes.len() / 2]).unwrap();
+    let before = std::fs::read_dir(place.scratch.path()).unwrap().count();
+    place.refused("./cut.tar.gz ./cut", "cut off");
+    assert_eq!(
+        std::fs::read_dir(place.scratch.path()).unwrap().count(),
+        before
+    );
+    // What is in the way stays.
+    std::fs::create_dir(place.path("full")).unwrap();
+    std::fs::write(place.path("full/mine"), "mine").unwrap();
+    place.refused("./a.tar ./full", "is not empty");
+    place.refused("./a.tar ./a.tar.gz", "is not a directory");
+    place.refused("./a.tar /", "cannot be the destination");
+    place.refused("./nothing.tar ./x", "there is no file");
+    place.refused("nothing:1 ./x", "no stored image");
+    place.refused("virt-builder://fedora ./x", "virt-builder");
+    place.ok("--force ./a.tar ./full");
+    assert!(!place.path("full/mine").exists() && place.path("full/file").exists());
+    let empty = place.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    place.ok("./a.tar ./empty");
+}
+
+/// Everything below a directory but what is made there on purpose, and some of the host.
+fn watched(place: &Place) -> String {
+    let script = r#"find "$1/victim" /etc/shadow /etc/passwd /root -xdev -printf '%p %y %m %s %i %T@\n' 2>/dev/null | sort"#;
+    must(
+        Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(place.scratch.path()),
+    )
+}
+
+#[test]
+fn hostile_layers_reach_nothing_outside() {
+    let place = Place::new();
+    let victim = place.path("victim");
+    std::fs::create_dir(&victim).unwrap();
+    for name in ["f", "keep"] {
+        std::fs::write(victim.join(name), name).unwrap();
+    }
+    let outside = victim.display().to_string();
+    let plain = |layer: Layer| vec![layer];
+    let cases: Vec<(&str, Vec<Layer>)> = vec![
+        (
+            "upwards",
+            plain(Layer::new().raw(b"../victim/f", EntryType::Regular, "")),
+        ),
+        (
+            "upwards in the middle",
+            plain(Layer::new().raw(b"a/../../victim/f", EntryType::Regular, "")),
+        ),
+        (
+            "whiteout upwards",
+            plain(Layer::new().raw(b"../victim/.wh.f", EntryType::Regular, "")),
+        ),
+        (
+            "absolute",
+            plain(Layer::new().raw(format!("{outside}/f").as_bytes(), EntryType::Regular, "")),
+        ),
+        (
+            "by a link",
+            plain(
+                Layer::new()
+                    .symlink("link", &outside)
+                    .file("link/f", 0o644, "evil"),
+            ),
+        ),
+        (
+            "by a link of another layer",
+            vec![
+                Layer::new().symlink("link", &outside),
+                Layer::new()
+                    .file("link/f", 0o644, "evil")
+                    .file("link/new", 0o644, "evil"),
+            ],
+        ),
+        (
+            "by a relative link",
+            vec![
+                Layer::new().symlink("link", "../../victim"),
+                Layer::new().file("link/f", 0o644, "evil"),
+            ],
+        ),
+        (
+            "whiteout by a link",
+            vec![
+                Layer::new().symlink("link", &outside),
+                Layer::new().whiteout("link", "f"),
+            ],
+        ),
+        (
+            "opaque by a link",
+            vec![
+                Layer::new().symlink("link", &outside),
+                Layer::new().file("link/.wh..wh..opq", 0o644, ""),
+            ],
+        ),
+        (
+            "whiteout of everything",
+            plain(Layer::new().file(".wh..", 0o644, "")),
+        ),
+        (
+            "whiteout of what is above",
+            plain(Layer::new().file(".wh...", 0o644, "")),
+        ),
+        (
+            "hard link outside",
+            plain(Layer::new().raw(b"hard", EntryType::Link, &format!("{outside}/f"))),
+        ),
+        (
+            "hard link by a link",
+            plain(
+                Layer::new()
+                    .symlink("link", &outside)
+                    .raw(b"hard", EntryType::Link, "link/f"),
+            ),
+        ),
+        (
+            "hard link upwards",
+            plain(Layer::new().raw(b"hard", EntryType::Link, "../../victim/f")),
+        ),
+        (
+            "a directory over a link",
+            vec![
+                Layer::new().symlink("link", &outside),
+                Layer::new().dir("link", 0o777),
+            ],
+        ),
+        (
+            "device by a link",
+            vec![
+                Layer::new().symlink("link", &outside),
+                Layer::new().device("link/dev", EntryType::Char, 1, 3),
+            ],
+        ),
+        (
+            "the root as a link",
+            plain(Layer::new().raw(b"./", EntryType::Symlink, &outside)),
+        ),
+        (
+            "a loop of links",
+            plain(
+                Layer::new()
+                    .symlink("a", "b")
+                    .symlink("b", "a")
+                    .file("a/f", 0o644, "x"),
+            ),
+        ),
+        (
+            "a file as a directory",
+            plain(Layer::new().file("f", 0o644, "").file("f/below", 0o644, "")),
+        ),
+    ];
+    let before = watched(&place);
+    for (number, (what, layers)) in cases.into_iter().enumerate() {
+        let layout = place.path(&format!("layout-{number}"));
+        layers
+            .into_iter()
+            .fold(Image::new(), Image::layer)
+            .write(&layout);
+        for form in ["dir", "qcow2 --size 64M"] {
+            // Whether it is refused or harmless is the same to the host.
+            let output = place.run(&format!(
+                "--format {form} oci:{} ./root-{number}-{}",
+                layout.display(),
+                &form[..1]
+            ));
+            assert!(output.code() >= 0, "{what}: killed");
+            assert!(
+                !output.err().contains("panicked"),
+                "{what}: {}",
+                output.err()
+            );
+        }
+        assert_eq!(watched(&place), before, "{what}");
+        let inside = place.path(&format!("root-{number}-d"));
+        if inside.exists() {
+            let found = must(
+                Command::new("find")
+                    .arg(&inside)
+                    .args(["-samefile"])
+                    .arg(victim.join("f")),
+            );
+            assert!(found.is_empty(), "{what}: {found}");
+        }
+    }
+    // Deep ones need no room of their own for each level.
+    let mut deep = Layer::new();
+    let part = ["d"; 250].join("/");
+    deep = deep
+        .dir(&part, 0o755)
+        .symlink("s", &part)
+        .dir(&format!("s/{part}"), 0o755);
+    Image::new()
+        .layer(deep)
+        .layer(
+            Layer::new()
+                .file(".wh.d", 0o644, "")
+                .file("d", 0o644, "a file now"),
+        )
+        .write(&place.path("deep"));
+    place.ok("oci:./deep ./deep-root");
+    assert_eq!(
+        std::fs::read(place.path("deep-root/d")).unwrap(),
+        b"a file now"
+    );
+}
+
+#[test]
+fn what_is_interrupted_leaves_nothing_mounted_and_nothing_behind() {
+    let place = Place::new();
+    let big = Layer::new().file("big", 0o644, vec![7; 60_000_000]);
+    Image::new()
+        .layer(big)
+        .layer(Layer::new().file("x", 0o644, "x"))
+        .write(&place.path("layout"));
+    place.ok("oci:./layout ./first");
+    for (number, form) in ["dir", "qcow2 --size 256M"]
+        .into_iter()
+        .cycle()
+        .take(12)
+        .enumerate()
+    {
+        let mut child = place
+            .command(&format!("--format {form} oci:./layout ./out"))
+            .stderr(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20 * (number as u64 + 1)));
+        let signal = if number % 4 < 2 { "INT" } else { "KILL" };
+        let _ = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(child.id().to_string())
+            .status();
+        let status = child.wait().unwrap();
+        if status.success() {
+            std::fs::remove_dir_all(place.path("out")).unwrap();
+        }
+        assert!(!place.path("out").exists(), "{form} {signal}");
+        if signal == "INT" {
+            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+            assert!(!mounts.contains(".out.atomic-rs-"), "{mounts}");
+        }
+    }
+    // The next one sweeps what killed ones left.
+    place.ok("--format qcow2 --size 256M oci:./layout ./out");
+    let left: Vec<_> = std::fs::read_dir(place.scratch.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().contains(".atomic-rs-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(".out.atomic-rs-"), "{mounts}");
+}
+
+/// By the other name: that one's options and exit codes.
+#[test]
+fn virt_bootstrap_is_a_name_of_ours() {
+    let place = Place::new();
+    let link = place.path("virt-bootstrap");
+    std::os::unix::fs::symlink(program(), &link).unwrap();
+    let run = |words: &str| {
+        Command::new(&link)
+            .args(words.split_whitespace())
+            .current_dir(place.scratch.path())
+            .env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"))
+            .output()
+            .unwrap()
+    };
+    std::fs::create_dir(place.path("tree")).unwrap();
+    std::fs::write(place.path("tree/file"), "content").unwrap();
+    must(
+        Command::new("tar")
+            .args(["-C", "tree", "-cJf", "a.tar.xz", "."])
+            .current_dir(place.scratch.path()),
+    );
+    let archive = place.path("a.tar.xz").display().to_string();
+    let made = run(&format!("--status-only file://{archive} ./root"));
+    assert_eq!(made.code(), 0, "{}", made.err());
+    assert!(made.err().contains("Progress: 100.00%"), "{}", made.err());
+    assert!(place.path("root/file").exists());
+    let made = run(&format!("-q -f qcow2 {archive} ./disks"));
+    assert_eq!((made.code(), made.err().as_str()), (0, ""));
+    let info = must(
+        Command::new("qemu-img")
+            .args(["info", "--output=json"])
+            .arg(place.path("disks/layer-0.qcow2")),
+    );
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["virtual-size"], 5u64 << 30);
+    for (words, code, why) in [
+        ("", 2, "Usage"),
+        ("--nonsense a b", 2, "nonsense"),
+        (
+            "file:///nothing.tar ./x",
+            1,
+            "virt-bootstrap: there is no file",
+        ),
+        ("ftp://host/x ./x", 1, "virt-bootstrap: "),
+        ("-f iso a b", 2, "iso"),
+    ] {
+        let output = run(words);
+        assert_eq!(output.code(), code, "{words}: {}", output.err());
+        assert!(output.err().contains(why), "{words}: {}", output.err());
+    }
+    assert_eq!(run("--version").code(), 0);
+    assert_eq!(run("--help").code(), 0);
+}
+
+/// Without root all files are one's own, and devices are left out and counted.
+#[test]
+fn ordinary_users_make_directories_of_their_own() {
+    let place = Place::new();
+    image(3).write(&place.path("layout"));
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::create_dir(place.path("mine")).unwrap();
+    std::fs::set_permissions(place.path("mine"), open).unwrap();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=4711", "--regid=4711", "--clear-groups"])
+        .arg(program())
+        .args(["bootstrap", "--json"])
+        .arg(format!("oci:{}", place.path("layout").display()))
+        .arg(place.path("mine/root"))
+        .env("HOME", place.path("mine"))
+        .env_remove("XDG_DATA_HOME")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("ATOMIC_RS_CONFIG", "/no/such/file");
+    let output = command.output().unwrap();
+    assert_eq!(output.code(), 0, "{}", output.err());
+    let said: Value = serde_json::from_str(&output.out()).unwrap();
+    assert_eq!(said["left_out"], 2, "{said}");
+    let owner = must(
+        Command::new("stat")
+            .args(["-c", "%u %a"])
+            .arg(place.path("mine/root/srv/web/new")),
+    );
+    assert_eq!(owner, "4711 644\n");
+    assert!(!place.path("mine/root/opaque/new").exists());
+    assert!(place.path("mine/root/run/pipe").exists());
+}
