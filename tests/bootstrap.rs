@@ -13,7 +13,7 @@ use tar::EntryType;
 
 /// `cap_net_raw+ep`. Source: linux/capability.h, version 2.
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-/// `user::rw-,user:7:r--,group::r--,mask::r--,other::r--`. Source: linux/posix_acl_xattr.h.
+/// `user::rw-,user:7:r--,group::r--,mask::r--,other::r--`. Source: `linux/posix_acl_xattr.h`.
 const ACL: [u8; 44] = [
     2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 7, 0, 0, 0, 4, 0, 4, 0, 255, 255, 255,
     255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
