@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: words in, words out
 //! - [`container`]: system and user containers: install, update, rollback, uninstall, run, verify, mount
+//! - [`archive`]: images as directories that are versioned
 //! - [`bootstrap`]: an image as a root filesystem: a directory or disk images
 //! - [`rootless`]: containers of people without root: create, run
 //! - [`transaction`]: a change as data: plan, journal, apply, undo, recover
@@ -34,6 +35,7 @@ macro_rules! say {
     }};
 }
 
+pub mod archive;
 pub mod bootstrap;
 pub mod cli;
 pub mod command;

@@ -208,7 +208,11 @@ impl Install {
                 name: Some(name),
                 image: stored,
                 values,
-                command: command.to_vec(),
+                options: RunOptions {
+                    command: command.to_vec(),
+                    writable: Writable::No,
+                    ..RunOptions::default()
+                },
                 runtime: self.runtime,
             };
             let status = run::once(call.config, &request)?;

@@ -3,6 +3,7 @@
 // Doc comments of arguments are the help text, where backticks would be shown.
 #![allow(clippy::doc_markdown)]
 
+mod archive;
 mod args;
 mod ask;
 mod bootstrap;
@@ -149,6 +150,7 @@ enum Verb {
     ContainerEnter(stages::Enter),
     Rootless(rootless::Rootless),
     Bootstrap(bootstrap::Bootstrap),
+    Archive(archive::ArchiveVerbs),
     Recover(recover::Recover),
     Completion(completion::Completion),
 }
@@ -272,6 +274,7 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::ContainerEnter(verb) => verb.run(),
         Verb::Rootless(verb) => verb.run(&mut call),
         Verb::Bootstrap(verb) => verb.run(&mut call),
+        Verb::Archive(verb) => verb.run(&mut call),
     };
     result.map_err(|error| config.interrupt.explain(error))
 }
@@ -314,6 +317,7 @@ impl Verb {
             Self::ContainerEnter(_) => crate::rootless::engine::ENTER_VERB,
             Self::Rootless(_) => "rootless",
             Self::Bootstrap(_) => "bootstrap",
+            Self::Archive(_) => "archive",
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",
         }

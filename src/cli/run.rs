@@ -8,6 +8,7 @@ use crate::command::Child;
 use crate::container::run::{self, Exec, Once};
 use crate::deployment::ContainerName;
 use crate::error::{Error, Kind, Result};
+use crate::runtime::spec::{RunOptions, Writable};
 use crate::store::Store;
 use crate::transaction::Host;
 use crate::{fail, systemd};
@@ -158,7 +159,11 @@ impl Run {
             name: None,
             image,
             values,
-            command: command.to_vec(),
+            options: RunOptions {
+                command: command.to_vec(),
+                writable: Writable::No,
+                ..RunOptions::default()
+            },
             runtime: self.runtime,
         };
         Ok(passed_on(run::once(call.config, &request)?))

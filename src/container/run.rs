@@ -24,7 +24,7 @@ use crate::deployment::{ContainerName, Info, Paths, in_use};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::runtime::Runtime;
-use crate::runtime::spec::{Owned, RunOptions, Writable};
+use crate::runtime::spec::{Owned, RunOptions};
 use crate::runtime::userns::Mapping;
 use crate::safefs::{self, Lock, Mode};
 use crate::store::Store;
@@ -57,8 +57,8 @@ pub struct Once {
     pub image: String,
     /// `--set`
     pub values: BTreeMap<String, String>,
-    /// The command, in place of the image's.
-    pub command: Vec<String>,
+    /// What of the image's own is another: its command, and what else an image without a configuration of its own takes.
+    pub options: RunOptions,
     /// `--runtime`
     pub runtime: Option<String>,
 }
@@ -190,12 +190,6 @@ pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
         None => bundle.container.parse()?,
     };
     let prepared = Prepared::new(config, &store, &image, None)?;
-    let options = RunOptions {
-        writable: Writable::No,
-        command: request.command.clone(),
-        entrypoint: None,
-        ..RunOptions::default()
-    };
     let rendered = render::render(
         config,
         &runtime,
@@ -204,7 +198,7 @@ pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
         &prepared.source(&image, None),
         &Wishes {
             values: &request.values,
-            options: &options,
+            options: &request.options,
             uuid: None,
             inherited: None,
             once: true,
@@ -214,7 +208,14 @@ pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
     let mut spec: Value = serde_json::from_str(&rendered.config)
         .kind(Kind::Invalid, || "the configuration is not valid".into())?;
     let own_config = rendered.has_own_config;
-    fit(&mut spec, if own_config { &request.command } else { &[] });
+    fit(
+        &mut spec,
+        if own_config {
+            &request.options.command
+        } else {
+            &[]
+        },
+    );
     spec["root"] = json!({"path": "rootfs", "readonly": false});
     bundle.write(&spec)?;
     if let Some(commit) = &prepared.commit {

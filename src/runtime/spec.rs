@@ -50,6 +50,9 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// `user[:group]` in place of the image's.
     pub user: Option<String>,
+    /// Where it starts, in place of the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
     /// Capabilities beyond the default set.
     pub cap_add: Vec<String>,
     /// Capabilities taken from the default set.
@@ -168,7 +171,10 @@ pub fn generate(input: &Input<'_>) -> Result<Generated> {
         "user": user,
         "args": command(input)?,
         "env": environment(&run.env, &options.env, &user.home),
-        "cwd": if run.working_dir.is_empty() { "/" } else { &run.working_dir },
+        "cwd": match options.workdir.as_deref().unwrap_or(&run.working_dir) {
+            "" => "/",
+            workdir => workdir,
+        },
         "capabilities": capabilities,
         "rootfs": input.root_path,
         "mounts": mounts,

@@ -1,0 +1,328 @@
+//! Writing an image to a directory, and bringing one up to date.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use super::{blob_path, read_json};
+use crate::config::Config;
+use crate::error::{Context as _, Kind, Result};
+use crate::image::digest::Hashing;
+use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
+use crate::pull::Progress;
+use crate::transport::{self, Access, Source};
+use crate::{fail, safefs};
+
+/// What this program notes beside the layout.
+const NOTES: &str = "atomic-rs.json";
+const VERSION: u64 = 1;
+const MAX_NOTES_BYTES: u64 = 8 * 1024 * 1024;
+const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const PIECE: usize = 256 * 1024;
+
+/// What a directory holds now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// The digest of the config, by which docker knows the image.
+    pub id: Digest,
+    /// So many blobs were fetched.
+    pub fetched: usize,
+    /// So many files were written or removed.
+    pub changed: usize,
+}
+
+/// What is saved.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// Where it is read.
+    pub reference: &'a Reference,
+    /// What it is called.
+    pub name: Option<&'a Name>,
+    /// Where it is to be had again.
+    pub recorded: &'a str,
+}
+
+/// Save an image in `directory`, which is not there, empty, or holds an image that was saved before: then
+/// only what is missing is fetched, and what is not needed any more goes.
+///
+/// # Errors
+/// [`Kind::Exists`] if the directory holds something else.
+pub fn save(
+    config: &Config,
+    origin: &Origin<'_>,
+    access: &Access,
+    directory: &Utf8Path,
+    progress: &mut dyn Progress,
+) -> Result<Saved> {
+    let _held = config.interrupt.hold();
+    let reference = origin.reference;
+    check(directory)?;
+    let source = Source::open(&config.skopeo, reference, access, &config.interrupt)?;
+    let fetched = source.manifest()?;
+    transport::enforce_policy(config, &source, &fetched)?;
+    let Manifest::Image {
+        config: image,
+        layers,
+        ..
+    } = &fetched.manifest
+    else {
+        fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
+    };
+    let config_bytes = source.read_blob(image, MAX_CONFIG_BYTES)?;
+    let diff_ids = ImageConfig::parse(&config_bytes)?.rootfs.diff_ids;
+    if diff_ids.len() != layers.len() {
+        fail!(
+            Kind::Invalid,
+            "the image config names {} layers and the manifest {}",
+            diff_ids.len(),
+            layers.len()
+        );
+    }
+    let blobs = directory.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).context(|| format!("cannot create {blobs}"))?;
+    let mut files = Files {
+        directory,
+        changed: 0,
+    };
+    let mut wanted: Vec<&Descriptor> = Vec::new();
+    for layer in layers {
+        if !is_there(directory, layer) && !wanted.iter().any(|other| other.digest == layer.digest) {
+            wanted.push(layer);
+        }
+    }
+    let bytes = wanted.iter().map(|layer| layer.size).sum();
+    progress.begin(wanted.len(), layers.len() - wanted.len(), bytes);
+    for layer in &wanted {
+        progress.layer(layer.digest, layer.size);
+        fetch(&source, layer, directory, progress)?;
+        files.changed += 1;
+    }
+    progress.end();
+    files.put(&blob_path(image.digest), &config_bytes)?;
+    files.put(&blob_path(fetched.digest), &fetched.bytes)?;
+    // A digest is no name that docker could give it.
+    let name = origin
+        .name
+        .and_then(|name| Some(format!("{}:{}", name.without_tag(), name.tag()?)));
+    files.write_index(&fetched.bytes, fetched.digest, name.as_deref())?;
+    files.write_docker_manifest(image.digest, layers, name.as_deref())?;
+    files.write_notes(origin, layers)?;
+    files.remove_others(&[&[fetched.digest, image.digest][..], &digests(layers)].concat())?;
+    safefs::sync_file_system(directory.as_std_path())?;
+    Ok(Saved {
+        digest: fetched.digest,
+        id: image.digest,
+        fetched: wanted.len(),
+        changed: files.changed,
+    })
+}
+
+/// Where a directory's image came from.
+pub fn recorded_source(directory: &Utf8Path) -> Result<String> {
+    let path = directory.join(NOTES);
+    if !path.exists() {
+        fail!(
+            Kind::NotFound,
+            "{directory} does not say where its image came from: save it again by its name"
+        );
+    }
+    let notes = read_json(&path, MAX_NOTES_BYTES)?;
+    match (notes["version"].as_u64(), notes["source"].as_str()) {
+        (Some(VERSION), Some(source)) => Ok(source.to_owned()),
+        _ => fail!(
+            Kind::Invalid,
+            "{path} is damaged, or of a later version of this program"
+        ),
+    }
+}
+
+fn check(directory: &Utf8Path) -> Result<()> {
+    let entries = match directory.read_dir_utf8() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(|| format!("cannot list {directory}")),
+    };
+    // What version control keeps beside it is no image.
+    let mut entries = entries
+        .flatten()
+        .filter(|entry| !matches!(entry.file_name(), ".git" | ".gitattributes" | ".datalad"));
+    if entries.next().is_some() && !directory.join(NOTES).exists() {
+        fail!(
+            Kind::Exists,
+            "Directory {directory} is not empty, and was not written by \"archive save\""
+        );
+    }
+    Ok(())
+}
+
+/// Whether a blob is there, or its file at least of its size: git-annex has links in place of files.
+fn is_there(directory: &Utf8Path, blob: &Descriptor) -> bool {
+    let found = std::fs::metadata(directory.join(blob_path(blob.digest)));
+    found.is_ok_and(|found| found.len() == blob.size)
+}
+
+fn digests(layers: &[Descriptor]) -> Vec<Digest> {
+    layers.iter().map(|layer| layer.digest).collect()
+}
+
+/// Fetch a blob to its place: whole and right, or not at all.
+fn fetch(
+    source: &Source,
+    blob: &Descriptor,
+    directory: &Utf8Path,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let path = directory.join(blob_path(blob.digest));
+    let parent = path.parent().unwrap_or(directory);
+    let failed = || format!("cannot write {path}");
+    let mut staged = tempfile::NamedTempFile::new_in(parent).context(failed)?;
+    let mut reader = source.blob(blob)?;
+    let mut hashing = Hashing::new((&mut reader).take(blob.size.saturating_add(1)));
+    let mut piece = vec![0; PIECE];
+    let read = loop {
+        match hashing.read(&mut piece) {
+            Ok(0) => break Ok(()),
+            Ok(n) => {
+                staged.write_all(&piece[..n]).context(failed)?;
+                progress.advance(n as u64);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
+        }
+    };
+    let (digest, size, _) = hashing.finish();
+    // skopeo knows best why a stream ended early.
+    reader.finish()?;
+    read.kind(Kind::Transport, || {
+        format!("cannot read the blob {}", blob.digest)
+    })?;
+    if (digest, size) != (blob.digest, blob.size) {
+        fail!(
+            Kind::Invalid,
+            "the blob {} is damaged: its bytes have the digest {digest}",
+            blob.digest
+        );
+    }
+    publish(staged, &path)
+}
+
+fn publish(staged: tempfile::NamedTempFile, path: &Utf8Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let failed = || format!("cannot write {path}");
+    let mode = std::fs::Permissions::from_mode(0o644);
+    staged.as_file().set_permissions(mode).context(failed)?;
+    // In place of a link of git-annex's as well.
+    staged.persist(path).context(failed)?;
+    Ok(())
+}
+
+/// Small files, which are only written if they are not what they should be.
+struct Files<'d> {
+    directory: &'d Utf8Path,
+    changed: usize,
+}
+
+impl Files<'_> {
+    fn put(&mut self, path: &Utf8Path, bytes: &[u8]) -> Result<()> {
+        let path = self.directory.join(path);
+        if std::fs::read(&path).is_ok_and(|found| found == bytes) {
+            return Ok(());
+        }
+        self.changed += 1;
+        let failed = || format!("cannot write {path}");
+        let parent = path.parent().unwrap_or(self.directory);
+        let mut staged = tempfile::NamedTempFile::new_in(parent).context(failed)?;
+        staged.write_all(bytes).context(failed)?;
+        publish(staged, &path)
+    }
+
+    fn json(&mut self, name: &str, value: &Value) -> Result<()> {
+        let text =
+            serde_json::to_string_pretty(value).context(|| format!("cannot write {name}"))?;
+        self.put(Utf8Path::new(name), (text + "\n").as_bytes())
+    }
+
+    fn write_index(&mut self, manifest: &[u8], digest: Digest, name: Option<&str>) -> Result<()> {
+        let value: Value = serde_json::from_slice(manifest)
+            .kind(Kind::Invalid, || "the manifest is not valid".into())?;
+        let kind = value["mediaType"].as_str().unwrap_or(OCI_MANIFEST);
+        let mut entry = json!({"mediaType": kind, "digest": digest, "size": manifest.len()});
+        if let Some(name) = name {
+            // What a layout calls a tag, and what containerd and docker call a name.
+            let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+            entry["annotations"] = json!({
+                "io.containerd.image.name": name,
+                "org.opencontainers.image.ref.name": tag,
+            });
+        }
+        self.json(
+            "index.json",
+            &json!({"schemaVersion": 2, "manifests": [entry]}),
+        )?;
+        self.put(
+            Utf8Path::new("oci-layout"),
+            json!({"imageLayoutVersion": "1.0.0"})
+                .to_string()
+                .as_bytes(),
+        )
+    }
+
+    fn write_docker_manifest(
+        &mut self,
+        image: Digest,
+        layers: &[Descriptor],
+        name: Option<&str>,
+    ) -> Result<()> {
+        let layers: Vec<Utf8PathBuf> = layers.iter().map(|layer| blob_path(layer.digest)).collect();
+        let tags: Vec<&str> = name.into_iter().collect();
+        let item = json!({"Config": blob_path(image), "RepoTags": tags, "Layers": layers});
+        self.json("manifest.json", &json!([item]))
+    }
+
+    fn write_notes(&mut self, origin: &Origin<'_>, layers: &[Descriptor]) -> Result<()> {
+        let reference = origin.reference;
+        let mut urls = BTreeMap::new();
+        if let (Transport::Registry { insecure }, Some(name)) =
+            (&reference.transport, &reference.name)
+        {
+            let scheme = if *insecure { "http" } else { "https" };
+            let registry = match name.registry() {
+                None | Some("docker.io") => "registry-1.docker.io",
+                Some(registry) => registry,
+            };
+            for layer in layers {
+                let url = format!(
+                    "{scheme}://{registry}/v2/{}/blobs/{}",
+                    name.repository(),
+                    layer.digest
+                );
+                urls.insert(layer.digest.to_string(), vec![url]);
+            }
+        }
+        self.json(
+            NOTES,
+            &json!({"version": VERSION, "source": origin.recorded, "urls": urls}),
+        )
+    }
+
+    /// Remove blobs of images that were here before, and what killed ones left.
+    fn remove_others(&mut self, kept: &[Digest]) -> Result<()> {
+        let kept: BTreeSet<String> = kept.iter().map(Digest::hex).collect();
+        let blobs = self.directory.join("blobs/sha256");
+        let entries = blobs
+            .read_dir_utf8()
+            .context(|| format!("cannot list {blobs}"))?;
+        for entry in entries.flatten() {
+            if !kept.contains(entry.file_name()) {
+                safefs::remove_if_exists(entry.path().as_std_path())?;
+                self.changed += 1;
+            }
+        }
+        Ok(())
+    }
+}

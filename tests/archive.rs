@@ -1,0 +1,289 @@
+//! Images as directories: saved, tracked by git-annex's kind of links, verified, run.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use support::images::{Image, Layer};
+use support::{Host, Registry, Said as _, Scratch, User, must, program};
+
+fn image(text: &str) -> Image {
+    Image::new()
+        .layer(Layer::new().busybox().dir("tmp", 0o1777))
+        .layer(Layer::new().file("etc/said", 0o644, text))
+        .set("Cmd", json!(["cat", "/etc/said"]))
+        .set("Env", json!(["OF_IMAGE=yes"]))
+}
+
+struct Place {
+    scratch: Scratch,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            scratch: Scratch::new("archive"),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
+    fn run(&self, words: &str) -> Output {
+        Command::new(program())
+            .arg("archive")
+            .args(words.split_whitespace())
+            .current_dir(self.scratch.path())
+            .env("ATOMIC_OSTREE_CHECKOUT_PATH", self.path("store"))
+            .env("ATOMIC_RS_CONFIG", "/no/such/file")
+            .output()
+            .unwrap()
+    }
+
+    fn ok(&self, words: &str) -> String {
+        let output = self.run(words);
+        assert_eq!(output.code(), 0, "{words}: {}", output.err());
+        output.out()
+    }
+
+    fn refused(&self, words: &str, why: &str) {
+        let output = self.run(words);
+        assert_ne!(output.code(), 0, "{words}");
+        assert!(output.err().contains(why), "{words}: {}", output.err());
+    }
+
+    fn sh(&self, script: &str) -> String {
+        must(
+            Command::new("sh")
+                .args(["-ec", script])
+                .current_dir(self.scratch.path()),
+        )
+    }
+}
+
+/// Everything there is to see of a directory, times included.
+fn listing(directory: &Path) -> String {
+    let mut command = Command::new("find");
+    must(
+        command
+            .arg(directory)
+            .args(["-printf", "%P %y %s %m %T@ %l\\n"]),
+    )
+}
+
+#[test]
+fn what_is_saved_is_what_the_registry_has_and_saving_twice_changes_nothing() {
+    let registry = Registry::start();
+    let place = Place::new();
+    let first = image("first").push(&registry, "app:1");
+    let name = format!("{}/app:1", registry.address());
+    let said = place.ok(&format!("save http:{name} ./dir"));
+    assert!(said.starts_with("Saved sha256:"), "{said}");
+    let dir = place.path("dir");
+    // The very bytes, under the very names.
+    for layer in &first.layers {
+        let digest = layer.trim_start_matches("sha256:");
+        let saved = std::fs::read(dir.join("blobs/sha256").join(digest)).unwrap();
+        assert_eq!(saved, std::fs::read(registry.blob(layer)).unwrap());
+    }
+    let notes: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("atomic-rs.json")).unwrap()).unwrap();
+    let url = notes["urls"][&first.layers[0]][0].as_str().unwrap();
+    assert_eq!(
+        url,
+        format!(
+            "http://{}/v2/app/blobs/{}",
+            registry.address(),
+            first.layers[0]
+        )
+    );
+    let docker: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(docker[0]["RepoTags"], json!([name]));
+    // Others read it.
+    must(
+        Command::new("skopeo")
+            .args(["inspect", "--raw"])
+            .arg(format!("oci:{}", dir.display())),
+    );
+    let before = listing(&dir);
+    let again: Value =
+        serde_json::from_str(&place.ok(&format!("save --json http:{name} ./dir"))).unwrap();
+    assert_eq!(
+        (again["fetched"].as_u64(), again["changed"].as_u64()),
+        (Some(0), Some(0))
+    );
+    assert_eq!(listing(&dir), before);
+    place.ok("verify ./dir");
+    // An update fetches what is new, and what is not needed any more goes.
+    image("second").push(&registry, "app:1");
+    let updated: Value = serde_json::from_str(&place.ok("update --json ./dir")).unwrap();
+    assert_eq!(updated["fetched"], 1);
+    assert_eq!(
+        std::fs::read_dir(dir.join("blobs/sha256")).unwrap().count(),
+        4
+    );
+    place.ok("verify ./dir");
+    assert!(
+        place
+            .ok("info ./dir")
+            .contains(&format!("source: http:{name}"))
+            || place.ok("info ./dir").contains(&name)
+    );
+    // From the store as well, and by another kind of manifest.
+    place.sh(&format!(
+        "skopeo copy -q --format v2s2 --src-tls-verify=false --dest-tls-verify=false docker://{name} docker://{}/old:1",
+        registry.address()
+    ));
+    place.ok(&format!("save http:{}/old:1 ./old", registry.address()));
+    place.ok("verify ./old");
+    assert!(place.ok("load ./old").contains("old:1"));
+    place.ok(&format!("save {}/old:1 ./again", registry.address()));
+    place.ok("verify ./again");
+    // What is not ours is left alone.
+    place.sh("mkdir other; echo mine > other/file");
+    place.refused(&format!("save http:{name} ./other"), "is not empty");
+    place.refused(
+        &format!("save http:{}/nothing ./x", registry.address()),
+        "no such image",
+    );
+    place.refused("update ./other", "does not say where its image came from");
+    place.refused("info ./other", "holds no image");
+}
+
+#[test]
+fn a_flipped_byte_is_found_and_refused() {
+    let registry = Registry::start();
+    let place = Place::new();
+    let written = image("text").push(&registry, "app:1");
+    place.ok(&format!("save http:{}/app:1 ./dir", registry.address()));
+    let layer = written.layers[0].trim_start_matches("sha256:");
+    let path = place.path("dir/blobs/sha256").join(layer);
+    let whole = std::fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    place.refused("verify ./dir", "is damaged");
+    place.refused("load ./dir", "corrupted blob");
+    // A missing one is said to be missing, and comes back.
+    std::fs::remove_file(&path).unwrap();
+    let said = place.run("verify ./dir");
+    assert!(
+        said.code() == 1 && said.out().contains("it is not there"),
+        "{}",
+        said.out()
+    );
+    place.ok("update ./dir");
+    place.ok("verify ./dir");
+    // The same in the form of docker's archives, which have no digests but those of the config.
+    place.sh("skopeo copy -q oci:dir docker-archive:a.tar:app:1; mkdir docker; tar -C docker -xf a.tar; chmod -R u+w docker");
+    place.ok("verify ./docker");
+    place.sh("f=$(ls -S docker/*.tar | head -1); printf x | dd of=$f bs=1 seek=500000 conv=notrunc status=none");
+    place.refused("verify ./docker", "is damaged");
+    place.refused("load ./docker", "unpacks to");
+    // Names that lead out.
+    place.sh("mkdir evil; cp docker/*.json evil/; sed -i 's|\"Layers\":\\[\"|&../docker/|' evil/manifest.json");
+    place.refused("verify ./evil", "is not a file of the directory");
+}
+
+/// Directories in every form, as a person without root has them, and what runs from them.
+#[test]
+fn commands_run_from_directories_of_every_form() {
+    let registry = Registry::start();
+    image("of the image").push(&registry, "app:1");
+    let host = Host::boot();
+    let user = User::on_disk(&host);
+    let name = format!("http:{}/app:1", registry.address());
+    user.ok("mkdir ~/w && echo here > ~/w/file");
+    user.ok(&format!("cd ~/w && atomic-rs archive save {name} oci"));
+    let run = |words: &str| user.command(&format!("cd ~/w && atomic-rs archive run {words}"));
+    let ok = |words: &str| {
+        let said = run(words);
+        assert_eq!(said.code(), 0, "{words}: {}", said.err());
+        said.out()
+    };
+    assert_eq!(ok("oci"), "of the image");
+    assert_eq!(
+        ok("oci sh -c 'pwd; cat file; echo $OF_IMAGE $MINE; id -u; echo new > made'"),
+        "/tmp\nhere\nyes\n0\n"
+    );
+    assert_eq!(
+        user.ok("stat -c %U ~/w/made").trim(),
+        user.ok("id -un").trim()
+    );
+    assert_eq!(
+        ok("-e MINE=1 -w / -v /etc:/host:ro oci sh -c 'pwd; echo $MINE; test -f /host/passwd'"),
+        "/\n1\n"
+    );
+    assert_eq!(run("oci sh -c 'exit 7'").code(), 7);
+    assert_eq!(run("oci no-such-command").code(), 127);
+    assert_eq!(run("nothing true").code(), 125);
+    assert_eq!(
+        user.ok("cd ~/w && echo typed | atomic-rs archive run oci cat"),
+        "typed\n"
+    );
+    // Unpacked once: what was brought in is not read again.
+    user.ok("cd ~/w && find oci -type f -size +100k -exec truncate -s 5 {} +");
+    for _ in 0..4 {
+        assert_eq!(ok("oci"), "of the image");
+    }
+    user.ok("rm -rf ~/w/oci");
+    user.ok(&format!("cd ~/w && atomic-rs archive save {name} oci"));
+    // What others write: skopeo and podman, docker of today and of old; files as links of git-annex's.
+    user.ok("cd ~/w && skopeo copy -q oci:oci docker-archive:a.tar:app:1 && mkdir skopeo && tar -C skopeo -xf a.tar");
+    user.ok(concat!(
+        "cd ~/w && mkdir old && tar -C old -xf a.tar && chmod -R u+w old && cd old && ",
+        "for f in $(sed 's/.*Layers\":\\[//; s/\\].*//; s/[\",]/ /g' manifest.json); do ",
+        "mkdir id-${f%.tar}; mv $f id-${f%.tar}/layer.tar; sed -i \"s|$f|id-${f%.tar}/layer.tar|\" manifest.json; done"
+    ));
+    user.ok(concat!(
+        "cd ~/w && cp -r oci annexed && mkdir -p .git/annex && cd annexed && ",
+        "for f in $(find . -type f); do k=$(echo $f | tr -d ./); mv $f ../.git/annex/$k; ",
+        "ln -s $(realpath ../.git/annex/$k) $f; done"
+    ));
+    for form in ["skopeo", "old", "annexed"] {
+        // Each is unpacked anew.
+        user.ok(
+            "atomic-rs images delete --force localhost/archive || true; atomic-rs images prune",
+        );
+        assert_eq!(ok(form), "of the image", "{form}");
+        user.ok(&format!("atomic-rs archive verify ~/w/{form}"));
+    }
+    assert_eq!(
+        ok("--repo-tag docker.io/library/app:1 skopeo").as_str(),
+        "of the image"
+    );
+    let said = run("--repo-tag other:1 skopeo true");
+    assert!(
+        said.err().contains("No matching images found"),
+        "{}",
+        said.err()
+    );
+    // Nothing is left of the containers.
+    assert_eq!(user.ok("atomic-rs rootless ps -q"), "");
+    // Two images in one.
+    user.ok(&format!("cd ~/w && skopeo copy -q --src-tls-verify=false docker://{} oci:two:a && skopeo copy -q oci:oci oci:two:b", &name[5..]));
+    let said = run("two true");
+    assert!(
+        said.err().contains("Multiple images found"),
+        "{}",
+        said.err()
+    );
+    assert_eq!(ok("--repo-tag b two"), "of the image");
+    // As root.
+    let said = host.sh(&format!(
+        "mkdir /srv/r && cd /srv/r && echo mine > file && atomic-rs archive save {name} oci"
+    ));
+    assert_eq!(said.code(), 0, "{}", said.err());
+    let said = host
+        .sh("cd /srv/r && atomic-rs archive run -e A=1 oci sh -c 'pwd; cat file; echo $A; exit 3'");
+    assert_eq!(
+        (said.code(), said.out().as_str()),
+        (3, "/tmp\nmine\n1\n"),
+        "{}",
+        said.err()
+    );
+}
