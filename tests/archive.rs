@@ -184,6 +184,58 @@ fn a_flipped_byte_is_found_and_refused() {
     place.sh("f=$(ls -S docker/*.tar | head -1); printf x | dd of=$f bs=1 seek=500000 conv=notrunc status=none");
     place.refused("verify ./docker", "is damaged");
     place.refused("load ./docker", "unpacks to");
+    // A data set whose directories are links.
+    place.sh("mkdir victim && echo mine > victim/mine && cp -r dir linked && rm -r linked/blobs/sha256 && ln -s $PWD/victim linked/blobs/sha256");
+    place.refused("update ./linked", "is not a directory");
+    assert_eq!(place.sh("ls victim"), "mine\n");
+    // One whose manifest claims a layer that is in the store to be another.
+    let evil = image("evil").write(&place.path("evil-layout"));
+    place.ok("load ./evil-layout");
+    let good: Value =
+        serde_json::from_slice(&std::fs::read(place.path("dir/index.json")).unwrap()).unwrap();
+    let digest = good["manifests"][0]["digest"]
+        .as_str()
+        .unwrap()
+        .trim_start_matches("sha256:");
+    let manifest = std::fs::read_to_string(place.path("dir/blobs/sha256").join(digest)).unwrap();
+    let mut poisoned: Value = serde_json::from_str(&manifest).unwrap();
+    let theirs: Value = serde_json::from_slice(
+        &std::fs::read(place.path("evil-layout/blobs/sha256").join(evil.id())).unwrap(),
+    )
+    .unwrap();
+    poisoned["layers"] = theirs["layers"].clone();
+    let text = poisoned.to_string();
+    let sum = support::images::sha256(text.as_bytes());
+    place.sh("cp -r dir poison; cp evil-layout/blobs/sha256/* poison/blobs/sha256/");
+    std::fs::write(
+        place
+            .path("poison/blobs/sha256")
+            .join(sum.trim_start_matches("sha256:")),
+        &text,
+    )
+    .unwrap();
+    std::fs::write(
+        place.path("poison/index.json"),
+        json!({"schemaVersion": 2, "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": sum, "size": text.len(),
+        }]})
+        .to_string(),
+    )
+    .unwrap();
+    place.refused("load ./poison", "but the image config says");
+    // What is no file, or has no end.
+    place.sh("cp -r docker endless; f=$(ls endless/*.tar | head -1); rm -f $f; ln -s /dev/zero $f");
+    place.refused("verify ./endless", "is damaged");
+    place.sh("rm -r poison endless linked evil-layout");
+    // A save that was cut short is gone on with.
+    place.sh("mkdir -p cut/blobs/sha256");
+    std::fs::copy(
+        place.path("dir/atomic-rs.json"),
+        place.path("cut/atomic-rs.json"),
+    )
+    .unwrap();
+    place.ok("update ./cut");
+    place.ok("verify ./cut");
     // Names that lead out.
     place.sh("mkdir evil; cp docker/*.json evil/; sed -i 's|\"Layers\":\\[\"|&../docker/|' evil/manifest.json");
     place.refused("verify ./evil", "is not a file of the directory");

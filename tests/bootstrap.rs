@@ -449,6 +449,32 @@ fn archives_of_all_kinds_are_one_layer() {
     place.refused("virt-builder://fedora ./x", "virt-builder");
     place.ok("--force ./a.tar ./full");
     assert!(!place.path("full/mine").exists() && place.path("full/file").exists());
+    // By names of one part as well.
+    std::fs::create_dir(place.path("short")).unwrap();
+    place.ok("./a.tar short");
+    place.ok("--force ./a.tar short");
+    // Nobody else's directory of that kind of name is touched.
+    let mount = place.path("mounted");
+    std::fs::create_dir_all(&mount).unwrap();
+    must(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "tmpfs"])
+            .arg(&mount),
+    );
+    let trap = place.path(".trap.atomic-rs-x");
+    std::fs::create_dir_all(trap.join("new")).unwrap();
+    std::os::unix::fs::symlink(&mount, trap.join("new/.mount")).unwrap();
+    let made = place.run("./a.tar ./trap");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    must(Command::new("umount").arg(&mount));
+    assert_eq!(made.code(), 0, "{}", made.err());
+    assert!(mounts.contains(&mount.display().to_string()));
+    assert!(trap.exists());
+    // A bomb behind a bad entry is not unpacked.
+    must(Command::new("sh").args(["-c", "tar -c --transform='s,^,../,' -P tree/file > bad.tar; head -c 3000000000 /dev/zero | xz -0 > zeros.xz; xz -c bad.tar > bad.tar.xz; cat zeros.xz >> bad.tar.xz"]).current_dir(place.scratch.path()));
+    let begun = std::time::Instant::now();
+    place.refused("./bad.tar.xz ./bad", "leads upwards");
+    assert!(begun.elapsed().as_secs() < 3, "{:?}", begun.elapsed());
     let empty = place.path("empty");
     std::fs::create_dir(&empty).unwrap();
     place.ok("./a.tar ./empty");
@@ -774,4 +800,44 @@ fn ordinary_users_make_directories_of_their_own() {
     assert_eq!(owner, "4711 644\n");
     assert!(!place.path("mine/root/opaque/new").exists());
     assert!(place.path("mine/root/run/pipe").exists());
+    // Directories that their owner may not write to, which later layers write to or take away; a closed shadow file.
+    let closed = Layer::new()
+        .dir("a/b/c", 0o555)
+        .dir("a/b", 0o500)
+        .dir("gone/below", 0o555)
+        .file("gone/below/file", 0o444, "x")
+        .dir("gone", 0o555)
+        .file("etc/shadow", 0o000, "root:*:1::::::\n");
+    let later = Layer::new()
+        .file("a/b/c/later", 0o644, "later")
+        .file(".wh.gone", 0o644, "")
+        .raw(b"top", EntryType::Regular, "");
+    let root = Layer::new().dir(".", 0o555);
+    Image::new()
+        .layer(root)
+        .layer(closed)
+        .layer(later)
+        .write(&place.path("closed"));
+    std::fs::write(place.path("mine/password"), "secret\n").unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=4711", "--regid=4711", "--clear-groups"])
+        .arg(program())
+        .args(["bootstrap", "--root-password", "file:password"])
+        .arg(format!("oci:{}", place.path("closed").display()))
+        .arg("closed")
+        .current_dir(place.path("mine"))
+        .env("HOME", place.path("mine"))
+        .env_remove("XDG_DATA_HOME")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("ATOMIC_RS_CONFIG", "/no/such/file")
+        .output()
+        .unwrap();
+    assert_eq!(output.code(), 0, "{}", output.err());
+    let modes = must(
+        Command::new("stat")
+            .args(["-c", "%a", ".", "a/b", "a/b/c", "etc/shadow"])
+            .current_dir(place.path("mine/closed")),
+    );
+    assert_eq!(modes, "555\n500\n555\n0\n");
+    assert!(!place.path("mine/closed/gone").exists());
 }

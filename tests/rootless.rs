@@ -896,11 +896,11 @@ fn what_was_asked_for_is_done_or_said_to_be_impossible() {
         assert!(said.code() == 0 && said.err().is_empty(), "{}", said.err());
     }
     // The log ends with what writes it.
-    rootless.ok("run -d one sh -c 'sleep 1; echo last words'");
+    rootless.ok("run -d one sh -c 'A=inner; sleep 1; echo [$A] ${A}; echo last words'");
     let log = rootless
         .user
         .ok("timeout 30 atomic-rs rootless logs --follow one");
-    assert!(log.ends_with("last words\n"), "{log}");
+    assert!(log.ends_with("[inner] inner\nlast words\n"), "{log}");
     rootless
         .user
         .ok("timeout 30 atomic-rs rootless logs --follow one");

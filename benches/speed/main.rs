@@ -8,6 +8,7 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+mod bootstrap;
 mod deploy;
 mod images;
 mod list;
@@ -136,7 +137,7 @@ fn unmount_below(path: &Path) {
 
 type Part = fn(&Bench) -> Table;
 
-const PARTS: [(&str, Part); 11] = [
+const PARTS: [(&str, Part); 13] = [
     ("mix", |bench| pull::cold(bench, "mix")),
     ("zstd", |bench| pull::cold(bench, "zstd")),
     ("tiny", |bench| pull::cold(bench, "tiny")),
@@ -146,6 +147,8 @@ const PARTS: [(&str, Part); 11] = [
     ("update", pull::update),
     ("deploy", deploy::run),
     ("use", deploy::use_it),
+    ("bootstrap", bootstrap::cold),
+    ("disks", bootstrap::disks),
     ("list", list::containers),
     ("others", list::others),
 ];

@@ -11,8 +11,8 @@
 //!   and the layers are byte for byte those of the registry. The manifest's tag is in the annotation
 //!   `org.opencontainers.image.ref.name`.
 //! - `manifest.json`: `[{"Config": "blobs/sha256/HEX", "RepoTags": ["NAME:TAG"], "Layers": ["blobs/sha256/HEX", …]}]`
-//! - `atomic-rs.json`: `{"version": 1, "source": "docker://…", "urls": {"sha256:HEX": ["https://…"]}}`: where it came
-//!   from, and where each layer can be had again.
+//! - `atomic-rs.json`: `{"version": 1, "source": "docker://…", "name": "NAME:TAG", "urls": {"sha256:HEX": ["https://…"]}}`:
+//!   where it came from, what it is called, and where each layer can be had again.
 
 mod read;
 mod save;
@@ -74,6 +74,19 @@ fn blob_path(digest: Digest) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("blobs/sha256/{}", digest.hex()))
 }
 
+/// Open a file that somebody else's data set names: nothing that blocks, or has no end.
+fn open_regular(path: &camino::Utf8Path) -> Result<std::fs::File> {
+    use rustix::fs::{Mode, OFlags};
+    let failed = || format!("cannot read {path}");
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path.as_std_path(), flags, Mode::empty());
+    let file = std::fs::File::from(file.context(failed)?);
+    if !file.metadata().context(failed)?.is_file() {
+        fail!(Kind::Invalid, "{path} is no regular file");
+    }
+    Ok(file)
+}
+
 fn read_json(path: &camino::Utf8Path, limit: u64) -> Result<serde_json::Value> {
     let bytes = read_small(path, limit)?;
     serde_json::from_slice(&bytes).kind(Kind::Invalid, || format!("{path} is damaged"))
@@ -83,7 +96,7 @@ fn read_small(path: &camino::Utf8Path, limit: u64) -> Result<Vec<u8>> {
     use std::io::Read as _;
     let failed = || format!("cannot read {path}");
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).context(failed)?;
+    let file = open_regular(path)?;
     file.take(limit + 1)
         .read_to_end(&mut bytes)
         .context(failed)?;

@@ -1,12 +1,11 @@
 //! What a directory holds: an OCI layout, or what `docker save` and its kind write, unpacked.
 
-use std::fs::File;
 use std::io::Read as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::{blob_path, read_json, read_small};
+use super::{blob_path, open_regular, read_json, read_small};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
@@ -215,7 +214,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 fn describe(path: &Utf8Path) -> Result<(Digest, u64, String)> {
     let failed = || format!("cannot read {path}");
     let mut head = Vec::new();
-    let mut file = File::open(path).context(failed)?;
+    let mut file = open_regular(path)?;
     (&mut file).take(4).read_to_end(&mut head).context(failed)?;
     let suffix = match head.as_slice() {
         [0x1f, 0x8b, ..] => "+gzip",
@@ -304,7 +303,8 @@ fn docker_image(directory: &Utf8Path, item: &Value) -> Result<ArchivedImage> {
     })
 }
 
-/// A name in a directory, which must not lead out of it. Its last part may be a link, as git-annex makes them.
+/// A name in a directory, which leads out of it by links only, as git-annex makes them: what is read by them has to have
+/// the right digest.
 fn plain(path: &str) -> Result<Utf8PathBuf> {
     let path = Utf8Path::new(path);
     let is_plain =

@@ -6,7 +6,7 @@ use std::io::{Read, Write as _};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::{blob_path, read_json};
+use super::{blob_path, open_regular, read_json, read_small};
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::image::digest::Hashing;
@@ -21,6 +21,8 @@ const VERSION: u64 = 1;
 const MAX_NOTES_BYTES: u64 = 8 * 1024 * 1024;
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// What the names of unfinished files begin with.
+const STAGED: &str = ".atomic-rs-";
 const PIECE: usize = 256 * 1024;
 
 /// What a directory holds now.
@@ -83,15 +85,19 @@ pub fn save(
             layers.len()
         );
     }
-    let blobs = directory.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).context(|| format!("cannot create {blobs}"))?;
+    make_blobs(directory)?;
     let mut files = Files {
         directory,
         changed: 0,
     };
+    if !directory.join(NOTES).exists() {
+        // What is cut short is gone on with.
+        files.write_notes(origin, &[])?;
+    }
     let mut wanted: Vec<&Descriptor> = Vec::new();
     for layer in layers {
-        if !is_there(directory, layer) && !wanted.iter().any(|other| other.digest == layer.digest) {
+        if !is_there(directory, layer)? && !wanted.iter().any(|other| other.digest == layer.digest)
+        {
             wanted.push(layer);
         }
     }
@@ -122,8 +128,8 @@ pub fn save(
     })
 }
 
-/// Where a directory's image came from.
-pub fn recorded_source(directory: &Utf8Path) -> Result<String> {
+/// Where a directory's image came from, and what it is called.
+pub fn recorded_source(directory: &Utf8Path) -> Result<(String, Option<Name>)> {
     let path = directory.join(NOTES);
     if !path.exists() {
         fail!(
@@ -133,7 +139,10 @@ pub fn recorded_source(directory: &Utf8Path) -> Result<String> {
     }
     let notes = read_json(&path, MAX_NOTES_BYTES)?;
     match (notes["version"].as_u64(), notes["source"].as_str()) {
-        (Some(VERSION), Some(source)) => Ok(source.to_owned()),
+        (Some(VERSION), Some(source)) => {
+            let name = notes["name"].as_str().map(str::parse).transpose()?;
+            Ok((source.to_owned(), name))
+        }
         _ => fail!(
             Kind::Invalid,
             "{path} is damaged, or of a later version of this program"
@@ -160,10 +169,31 @@ fn check(directory: &Utf8Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a blob is there, or its file at least of its size: git-annex has links in place of files.
-fn is_there(directory: &Utf8Path, blob: &Descriptor) -> bool {
-    let found = std::fs::metadata(directory.join(blob_path(blob.digest)));
-    found.is_ok_and(|found| found.len() == blob.size)
+/// The directories of blobs, which are no links: what is in them may be removed.
+fn make_blobs(directory: &Utf8Path) -> Result<()> {
+    std::fs::create_dir_all(directory).context(|| format!("cannot create {directory}"))?;
+    for path in [directory.join("blobs"), directory.join("blobs/sha256")] {
+        match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => fail!(Kind::Refused, "{path} is not a directory"),
+            Err(_) => std::fs::create_dir(&path).context(|| format!("cannot create {path}"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a blob is there and what it should be; git-annex has links in place of files.
+fn is_there(directory: &Utf8Path, blob: &Descriptor) -> Result<bool> {
+    let path = directory.join(blob_path(blob.digest));
+    let Ok(file) = open_regular(&path) else {
+        return Ok(false);
+    };
+    if file.metadata().is_ok_and(|found| found.len() != blob.size) {
+        return Ok(false);
+    }
+    let mut hashing = Hashing::new(file);
+    std::io::copy(&mut hashing, &mut std::io::sink()).context(|| format!("cannot read {path}"))?;
+    Ok(hashing.finish().0 == blob.digest)
 }
 
 fn digests(layers: &[Descriptor]) -> Vec<Digest> {
@@ -180,7 +210,7 @@ fn fetch(
     let path = directory.join(blob_path(blob.digest));
     let parent = path.parent().unwrap_or(directory);
     let failed = || format!("cannot write {path}");
-    let mut staged = tempfile::NamedTempFile::new_in(parent).context(failed)?;
+    let mut staged = stage(parent).context(failed)?;
     let mut reader = source.blob(blob)?;
     let mut hashing = Hashing::new((&mut reader).take(blob.size.saturating_add(1)));
     let mut piece = vec![0; PIECE];
@@ -211,6 +241,10 @@ fn fetch(
     publish(staged, &path)
 }
 
+fn stage(parent: &Utf8Path) -> std::io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(STAGED).tempfile_in(parent)
+}
+
 fn publish(staged: tempfile::NamedTempFile, path: &Utf8Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let failed = || format!("cannot write {path}");
@@ -230,13 +264,14 @@ struct Files<'d> {
 impl Files<'_> {
     fn put(&mut self, path: &Utf8Path, bytes: &[u8]) -> Result<()> {
         let path = self.directory.join(path);
-        if std::fs::read(&path).is_ok_and(|found| found == bytes) {
+        let limit = bytes.len() as u64;
+        if read_small(&path, limit).is_ok_and(|found| found == bytes) {
             return Ok(());
         }
         self.changed += 1;
         let failed = || format!("cannot write {path}");
         let parent = path.parent().unwrap_or(self.directory);
-        let mut staged = tempfile::NamedTempFile::new_in(parent).context(failed)?;
+        let mut staged = stage(parent).context(failed)?;
         staged.write_all(bytes).context(failed)?;
         publish(staged, &path)
     }
@@ -306,7 +341,7 @@ impl Files<'_> {
         }
         self.json(
             NOTES,
-            &json!({"version": VERSION, "source": origin.recorded, "urls": urls}),
+            &json!({"version": VERSION, "source": origin.recorded, "name": origin.name.map(ToString::to_string), "urls": urls}),
         )
     }
 
@@ -318,7 +353,9 @@ impl Files<'_> {
             .read_dir_utf8()
             .context(|| format!("cannot list {blobs}"))?;
         for entry in entries.flatten() {
-            if !kept.contains(entry.file_name()) {
+            let name = entry.file_name();
+            let is_ours = Digest::from_hex(name).is_some() || name.starts_with(STAGED);
+            if is_ours && !kept.contains(name) {
                 safefs::remove_if_exists(entry.path().as_std_path())?;
                 self.changed += 1;
             }

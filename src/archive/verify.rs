@@ -1,8 +1,6 @@
 //! Whether a directory is what it says.
 
-use std::fs::File;
-
-use super::ArchivedImage;
+use super::{ArchivedImage, open_regular};
 use crate::error::{Context as _, Kind, Result};
 use crate::image::Digest;
 use crate::image::digest::Hashing;
@@ -39,9 +37,16 @@ pub fn verify(image: &ArchivedImage) -> Result<Vec<Finding>> {
                 what,
             });
         };
-        let Ok(mut file) = File::open(&path) else {
-            add("it is not there".into());
-            continue;
+        let mut file = match open_regular(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == Kind::Invalid => {
+                add(error.to_string());
+                continue;
+            }
+            Err(_) => {
+                add("it is not there".into());
+                continue;
+            }
         };
         if let Some(wanted) = &layer.described {
             let mut hashing = Hashing::new(&mut file);

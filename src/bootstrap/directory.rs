@@ -1,14 +1,19 @@
 //! A root filesystem as a directory: made beside its place, and renamed when it is whole.
 
 use std::fs::File;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::io::Errno;
 
 use super::disk;
 use crate::error::{Context as _, Kind, Result};
 use crate::{fail, safefs};
+
+/// What staged directories are like: nobody else enters them.
+const PRIVATE: u32 = 0o700;
 
 /// A directory on its way to its place.
 pub struct Staged {
@@ -28,30 +33,38 @@ impl Staged {
             fail!(Kind::Usage, "{destination} cannot be the destination");
         };
         std::fs::create_dir_all(parent).context(|| format!("cannot create {parent}"))?;
-        // What killed ones left.
+        // What killed ones left. Others may write there: what is not private to us is not ours.
         let prefix = format!(".{name}.atomic-rs-");
         for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
-            if entry.file_name().starts_with(&prefix) && hold(entry.path()).is_some() {
+            if entry.file_name().starts_with(&prefix)
+                && is_private(entry.path())
+                && let Some(_held) = hold(entry.path())
+            {
                 disk::unmount_abandoned(entry.path())?;
                 safefs::remove_tree(entry.path().as_std_path())?;
             }
         }
-        let made = tempfile::Builder::new()
-            .prefix(&prefix)
-            .tempdir_in(parent)
-            .context(|| format!("cannot create a directory in {parent}"))?;
-        let path = Utf8PathBuf::from_path_buf(made.keep());
-        let Ok(path) = path else {
-            fail!(Kind::Invalid, "{parent} is not UTF-8");
-        };
-        let Some(held) = hold(&path) else {
-            fail!(Kind::Failed, "cannot lock {path}");
-        };
-        Ok(Self {
-            path,
-            destination,
-            _held: held,
-        })
+        let failed = || format!("cannot create a directory in {parent}");
+        loop {
+            let made = tempfile::Builder::new()
+                .prefix(&prefix)
+                .permissions(std::fs::Permissions::from_mode(PRIVATE))
+                .tempdir_in(parent);
+            let made = made.context(failed)?;
+            let Some(path) = Utf8Path::from_path(made.path()).map(Utf8Path::to_owned) else {
+                fail!(Kind::Invalid, "{parent} is not UTF-8");
+            };
+            // Whoever sweeps may have been between us and the lock.
+            let Some(held) = hold(&path).filter(|_| path.exists()) else {
+                continue;
+            };
+            let _ = made.keep();
+            return Ok(Self {
+                path,
+                destination,
+                _held: held,
+            });
+        }
     }
 
     /// Where it is meanwhile: a directory that only its owner can enter.
@@ -59,19 +72,73 @@ impl Staged {
         &self.path
     }
 
-    /// Put `inner`, which is below it, at its place.
-    pub fn place(self, inner: &Utf8Path) -> Result<()> {
+    /// Put `inner`, which is below it, at its place; what is there goes only if it may.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] if something came there meanwhile. Nothing is changed then.
+    pub fn place(self, inner: &Utf8Path, force: bool) -> Result<()> {
         safefs::sync_file_system(inner.as_std_path())?;
-        let destination = self.destination.as_std_path();
-        // Whatever was not in the way before may be by now.
-        let aside = self.path.join("replaced");
-        match std::fs::symlink_metadata(destination) {
-            Ok(_) => safefs::rename(destination, aside.as_std_path())?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context(|| self.destination.to_string()),
+        let destination = self.destination.clone();
+        let failed = || format!("cannot create {destination}");
+        let (from, to) = (inner.as_std_path(), destination.as_std_path());
+        let above = destination.parent().unwrap_or(&destination);
+        // Whoever may not write to a directory may not move it either.
+        let mode = std::fs::metadata(from)
+            .context(failed)?
+            .permissions()
+            .mode()
+            & 0o7777;
+        let set_mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).context(failed)
+        };
+        if mode & PRIVATE != PRIVATE {
+            set_mode(from, mode | PRIVATE)?;
         }
-        safefs::rename(inner.as_std_path(), destination)?;
-        Ok(())
+        // In place of nothing, or of an empty directory.
+        let placed = match rustix::fs::rename(from, to) {
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) if force => {
+                // The old one is here then, and goes with this.
+                rename_with(from, to, RenameFlags::EXCHANGE)
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => fail!(
+                Kind::Exists,
+                "{} is not empty any more: it stays as it is",
+                self.destination
+            ),
+            done => done,
+        };
+        if placed.is_err() && aside(from).exists() {
+            // What was there could not even be put back: it must not go with this.
+            std::mem::forget(self);
+            return placed.context(failed);
+        }
+        placed.context(failed)?;
+        if mode & PRIVATE != PRIVATE {
+            set_mode(to, mode)?;
+        }
+        safefs::fsync_dir(above.as_std_path())
+    }
+}
+
+/// Where what is replaced goes, if it cannot be exchanged.
+fn aside(from: &Path) -> PathBuf {
+    from.with_extension("replaced")
+}
+
+fn rename_with(from: &Path, to: &Path, how: RenameFlags) -> rustix::io::Result<()> {
+    let here = rustix::fs::CWD;
+    match rustix::fs::renameat_with(here, from, here, to, how) {
+        // A file system that does not know how: one after the other, and back again if that fails.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            let aside = aside(from);
+            rustix::fs::rename(to, &aside)?;
+            rustix::fs::rename(from, to).inspect_err(|_| {
+                if let Err(error) = rustix::fs::rename(&aside, to) {
+                    tracing::error!(%error, "what was there is in {}", aside.display());
+                }
+            })
+        }
+        done => done,
     }
 }
 
@@ -88,6 +155,7 @@ impl Drop for Staged {
 /// # Errors
 /// [`Kind::Exists`] if there is something.
 pub fn check(destination: &Utf8Path, force: bool) -> Result<()> {
+    let destination = &camino::absolute_utf8(destination).context(|| destination.to_string())?;
     if destination.file_name().is_none() {
         fail!(Kind::Usage, "{destination} cannot be the destination");
     }
@@ -119,9 +187,21 @@ pub fn check(destination: &Utf8Path, force: bool) -> Result<()> {
 
 pub fn is_mount_point(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
-    path.parent()
-        .is_some_and(|parent| device(parent) != device(path))
+    let device = |path: &Path| std::fs::symlink_metadata(path).map(|meta| meta.dev()).ok();
+    let above = path.parent().and_then(device);
+    above
+        .zip(device(path))
+        .is_some_and(|(above, own)| above != own)
+}
+
+/// Whether a directory is ours, and nobody else may enter it.
+fn is_private(path: &Utf8Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::symlink_metadata(path);
+    found.is_ok_and(|found| {
+        let own = rustix::process::geteuid().as_raw();
+        found.is_dir() && found.uid() == own && found.mode() & 0o7777 == PRIVATE
+    })
 }
 
 /// Hold a staged directory, unless somebody does.

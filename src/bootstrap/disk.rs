@@ -116,7 +116,7 @@ pub fn make(
                 &config.interrupt,
             )?;
             layers.lay(number, &mut lay, progress)?;
-            left_out += lay.left_out;
+            left_out += lay.finish()?;
         } else {
             set_password(request, &mount)?;
         }
@@ -181,7 +181,10 @@ fn make_file_system(raw: &Utf8Path, kind: FileSystem) -> Result<()> {
 /// Unmount what a killed one has left mounted in its directory.
 pub fn unmount_abandoned(staged: &Utf8Path) -> Result<()> {
     let mount = staged.join(NEW).join(MOUNT);
-    if mount.is_dir() && is_mount_point(mount.as_std_path()) {
+    let is_dir = |path: &Utf8Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    if is_dir(&staged.join(NEW)) && is_dir(&mount) && is_mount_point(mount.as_std_path()) {
+        // It may have been killed in the middle of a cut.
+        let _ = thaw(&mount);
         Child::new("umount").args(["--", mount.as_str()]).run()?;
     }
     Ok(())
@@ -218,10 +221,9 @@ impl<'m> Mounted<'m> {
 
     /// Do something while all of it is in the file, in good order.
     fn while_frozen<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
-        let freeze = |how: &str| Child::new("fsfreeze").args([how, self.path.as_str()]).run();
-        freeze("--freeze")?;
+        let frozen = Frozen::new(self.path)?;
         let done = what();
-        freeze("--unfreeze")?;
+        frozen.end()?;
         done
     }
 
@@ -233,6 +235,40 @@ impl<'m> Mounted<'m> {
             .run()
             .map(|_| ())
     }
+}
+
+/// A file system that is frozen until this is gone: unmounted before, it would stay in the kernel's memory.
+struct Frozen<'m>(Option<&'m Utf8Path>);
+
+impl<'m> Frozen<'m> {
+    fn new(path: &'m Utf8Path) -> Result<Self> {
+        Child::new("fsfreeze")
+            .args(["--freeze", path.as_str()])
+            .run()?;
+        tracing::debug!("frozen");
+        Ok(Self(Some(path)))
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), thaw)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            && let Err(error) = thaw(path)
+        {
+            tracing::warn!(%error, "still frozen");
+        }
+    }
+}
+
+fn thaw(path: &Utf8Path) -> Result<()> {
+    Child::new("fsfreeze")
+        .args(["--unfreeze", path.as_str()])
+        .run()
+        .map(|_| ())
 }
 
 impl Drop for Mounted<'_> {

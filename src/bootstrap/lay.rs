@@ -31,7 +31,7 @@ pub struct Lay<'a> {
     gives_owners: bool,
     interrupt: &'a Interrupt,
     /// Entries that could not be made: devices, for those who may not.
-    pub left_out: u64,
+    left_out: u64,
 }
 
 /// Where the content of a file is.
@@ -99,6 +99,12 @@ impl<'a> Lay<'a> {
         }
         copiers.finish()?;
         self.unpack.end_layer()
+    }
+
+    /// All layers are laid: how many entries could not be made.
+    pub fn finish(self) -> Result<u64> {
+        self.unpack.finish()?;
+        Ok(self.left_out)
     }
 
     fn entry(&mut self, entry: &Entry, content: Content<'_>, copiers: &Copiers) -> Result<()> {

@@ -211,7 +211,7 @@ pub fn make(
     };
     progress.end();
     config.interrupt.check()?;
-    staged.place(&inner)?;
+    staged.place(&inner, request.force)?;
     let destination = camino::absolute_utf8(&request.destination);
     let destination = destination.context(|| request.destination.to_string())?;
     let paths = names.into_iter().map(|name| match name.as_str() {
@@ -244,7 +244,7 @@ fn fill(
         layers.lay(number, &mut lay, progress)?;
     }
     set_password(request, directory)?;
-    Ok(lay.left_out)
+    lay.finish()
 }
 
 fn set_password(request: &Request, root: &Utf8Path) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -21,6 +21,8 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Written as 16 characters, of which login programs read no more. Source: crypt(5).
 const SALT_BYTES: usize = 12;
 const SHADOW: &str = "etc/shadow";
+const IS_LINK: &str =
+    "/etc/shadow is a link or behind one: root's password is not written through it";
 
 /// Where a password comes from: never the command line, which everybody sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,26 +103,38 @@ pub fn set(root: &Path, hash: &str) -> Result<()> {
     let failed = || format!("cannot set root's password in /{SHADOW}");
     let above = crate::safefs::open_dir(root).context(failed)?;
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file: File = match rustix::fs::openat2(above.as_fd(), SHADOW, flags, Mode::empty(), how)
-    {
-        Ok(file) => file.into(),
-        Err(Errno::NOENT | Errno::NOTDIR) => {
-            fail!(
-                Kind::NotFound,
-                "there is no /{SHADOW}, where root's password would be"
-            )
-        }
-        Err(Errno::LOOP) => fail!(
-            Kind::Refused,
-            "/{SHADOW} is a link or behind one: root's password is not written through it"
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = match rustix::fs::openat2(above.as_fd(), SHADOW, flags, Mode::empty(), how) {
+        Ok(found) => found,
+        Err(Errno::NOENT | Errno::NOTDIR) => fail!(
+            Kind::NotFound,
+            "there is no /{SHADOW}, where root's password would be"
         ),
+        Err(Errno::LOOP) => fail!(Kind::Refused, "{IS_LINK}"),
         Err(error) => return Err(error).context(failed),
     };
-    let found = rustix::fs::fstat(&file).context(failed)?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-        fail!(Kind::Refused, "/{SHADOW} is no regular file");
+    let stat = rustix::fs::fstat(&found).context(failed)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Symlink => fail!(Kind::Refused, "{IS_LINK}"),
+        _ => fail!(Kind::Refused, "/{SHADOW} is no regular file"),
     }
+    // By its descriptor: the very file that was looked at.
+    let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let mode = Mode::from(stat.st_mode & 0o7777);
+    let is_closed = !mode.contains(Mode::RUSR | Mode::WUSR);
+    if is_closed {
+        // Its owner may not write to it either.
+        rustix::fs::chmod(&itself, mode | Mode::RUSR | Mode::WUSR).context(failed)?;
+    }
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&itself);
+    if is_closed {
+        rustix::fs::chmod(&itself, mode).context(failed)?;
+    }
+    let mut file = file.context(failed)?;
     let mut text = Vec::new();
     (&mut file)
         .take(MAX_BYTES)

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{SeekFrom, seek};
@@ -56,41 +57,71 @@ impl Disk {
         let failed = || "cannot write the disk image".into();
         let mut image = Image::new(out, self.size, backing).context(failed)?;
         let mut before = std::mem::take(&mut self.known);
-        let mut now = BTreeMap::new();
+        let now = self.sums().context(failed)?;
         let mut buffer = vec![0; usize::try_from(CLUSTER).unwrap_or(usize::MAX)];
-        let mut at = 0;
-        while let Some((begin, end)) = next_data(&self.raw, at, self.size).context(failed)? {
-            for number in begin / CLUSTER..end.div_ceil(CLUSTER) {
-                if now.contains_key(&number) {
-                    // One extent ends in a cluster where the next one begins.
-                    continue;
-                }
-                let offset = number * CLUSTER;
-                let length = usize::try_from(CLUSTER.min(self.size - offset)).unwrap_or(usize::MAX);
-                buffer.fill(0);
-                self.raw
-                    .read_exact_at(&mut buffer[..length], offset)
-                    .context(failed)?;
-                if is_zero(&buffer) {
-                    continue;
-                }
-                let mut sum = Sum::default();
-                sum.copy_from_slice(&blake3::hash(&buffer).as_bytes()[..size_of::<Sum>()]);
-                now.insert(number, sum);
-                if before.remove(&number) != Some(sum) {
-                    image.data(number, &buffer).context(failed)?;
-                }
+        for (number, sum) in &now {
+            if before.remove(number) != Some(*sum) {
+                self.read(*number, &mut buffer).context(failed)?;
+                image.data(*number, &buffer).context(failed)?;
             }
-            at = end;
         }
         // Those that are nothing any more.
         for number in before.into_keys() {
-            if !now.contains_key(&number) {
-                image.zeros(number);
-            }
+            image.zeros(number);
         }
         self.known = now;
         image.finish().context(failed)
+    }
+
+    /// What the clusters are like that are not zeros.
+    fn sums(&self) -> io::Result<BTreeMap<u64, Sum>> {
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut at = 0;
+        while let Some((begin, end)) = next_data(&self.raw, at, self.size)? {
+            // One extent may end in a cluster where the next one begins.
+            let first = numbers.last().map_or(0, |last| last + 1);
+            numbers.extend((begin / CLUSTER).max(first)..end.div_ceil(CLUSTER));
+            at = end;
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = numbers.len().div_ceil(threads).max(1);
+        let parts: Vec<io::Result<Vec<(u64, Sum)>>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = numbers
+                .chunks(share)
+                .map(|part| scope.spawn(|| self.sums_of(part)))
+                .collect();
+            let died = |_| Err(io::Error::other("a thread that reads the disk died"));
+            let joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            joined.map(|done| done.unwrap_or_else(died)).collect()
+        });
+        let mut out = BTreeMap::new();
+        for part in parts {
+            out.extend(part?);
+        }
+        Ok(out)
+    }
+
+    fn sums_of(&self, numbers: &[u64]) -> io::Result<Vec<(u64, Sum)>> {
+        let mut buffer = vec![0; usize::try_from(CLUSTER).unwrap_or(usize::MAX)];
+        let mut out = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            self.read(*number, &mut buffer)?;
+            if !is_zero(&buffer) {
+                let mut sum = Sum::default();
+                sum.copy_from_slice(&blake3::hash(&buffer).as_bytes()[..size_of::<Sum>()]);
+                out.push((*number, sum));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Read a cluster; the last one of the disk may be shorter.
+    fn read(&self, number: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let offset = number * CLUSTER;
+        let length = CLUSTER.min(self.size - offset);
+        let (part, rest) = buffer.split_at_mut(usize::try_from(length).unwrap_or(usize::MAX));
+        rest.fill(0);
+        self.raw.read_exact_at(part, offset)
     }
 }
 
@@ -126,7 +157,7 @@ struct Image<'o> {
 }
 
 impl<'o> Image<'o> {
-    fn new(out: &'o File, size: u64, backing: Option<&'o str>) -> std::io::Result<Self> {
+    fn new(out: &'o File, size: u64, backing: Option<&'o str>) -> io::Result<Self> {
         out.set_len(0)?;
         Ok(Self {
             out,
@@ -146,14 +177,14 @@ impl<'o> Image<'o> {
         &mut table[usize::try_from(number % ENTRIES).unwrap_or(0)]
     }
 
-    fn append(&mut self, bytes: &[u8]) -> std::io::Result<u64> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         let offset = self.next * CLUSTER;
         self.out.write_all_at(bytes, offset)?;
         self.next += (bytes.len() as u64).div_ceil(CLUSTER);
         Ok(offset)
     }
 
-    fn data(&mut self, number: u64, bytes: &[u8]) -> std::io::Result<()> {
+    fn data(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
         let offset = self.append(bytes)?;
         *self.entry(number) = offset | ONCE;
         Ok(())
@@ -163,7 +194,7 @@ impl<'o> Image<'o> {
         *self.entry(number) = ZEROS;
     }
 
-    fn finish(mut self) -> std::io::Result<()> {
+    fn finish(mut self) -> io::Result<()> {
         let l1_entries = self.size.div_ceil(CLUSTER).div_ceil(ENTRIES).max(1);
         let mut l1 = vec![0; usize::try_from(l1_entries).unwrap_or(usize::MAX)];
         for (number, table) in std::mem::take(&mut self.tables) {

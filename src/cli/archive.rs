@@ -203,12 +203,12 @@ impl Save {
 
 impl Update {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
-        let source = archive::recorded_source(&self.directory)?;
+        let (source, name) = archive::recorded_source(&self.directory)?;
         let reference = self.source.reference(&source)?;
         save(
             call,
             &reference,
-            None,
+            name.as_ref(),
             &source,
             &self.source,
             &self.directory,
@@ -286,6 +286,7 @@ impl Info {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let archive = Archive::open(&self.directory)?;
         let source = archive::recorded_source(&self.directory).ok();
+        let source = source.map(|(source, _)| source);
         let images: Vec<Value> = archive.images.iter().map(describe).collect();
         if self.json {
             call.out
@@ -298,7 +299,8 @@ impl Info {
         for image in &images {
             let tags = image["tags"].as_array().into_iter().flatten();
             let tags: Vec<&str> = tags.filter_map(Value::as_str).collect();
-            call.out.line(format!("image:  {}", tags.join(" ")))?;
+            call.out
+                .line(format!("image:  {}", tags.join(" ").escape_debug()))?;
             call.out.line(format!(
                 "id:     {}",
                 image["id"].as_str().unwrap_or_default()
@@ -367,8 +369,8 @@ impl Run {
         }
         let volumes = self.volumes()?;
         let archive = Archive::open(Utf8Path::new(directory)).map_err(set_up)?;
-        let image = archive.choose(&self.choice.choice())?;
-        let store = Store::open(call.config)?;
+        let image = archive.choose(&self.choice.choice()).map_err(set_up)?;
+        let store = Store::open(call.config).map_err(set_up)?;
         let stored = archive::bring_in(call.config, &store, image).map_err(set_up)?;
         if call.config.is_system {
             drop(store);
@@ -389,6 +391,13 @@ impl Run {
             let status = run::once(call.config, &request).map_err(set_up)?;
             return Ok(super::run::passed_on(status));
         }
+        let wishes = Wishes {
+            command: command.to_vec(),
+            env: self.env.list().map_err(set_up)?,
+            workdir: Some(self.workdir.clone()),
+            volumes,
+            ..Wishes::default()
+        };
         let container = create::create(
             call.config,
             &store,
@@ -401,13 +410,6 @@ impl Run {
         )
         .map_err(set_up)?;
         drop(store);
-        let wishes = Wishes {
-            command: command.to_vec(),
-            env: self.env.list()?,
-            workdir: Some(self.workdir.clone()),
-            volumes,
-            ..Wishes::default()
-        };
         let code = {
             // From here on signals are the command's.
             let _held = call.config.interrupt.hold();

@@ -196,12 +196,11 @@ pub fn image(
         Typed::Archive(path) => fail!(Kind::Usage, "{path} is no image"),
     };
     let reference = registry.reference(text)?;
-    let before = match &reference.name {
-        Some(name) => store.image(&name.to_string())?.is_some(),
-        None => false,
-    };
+    let before = crate::store::images::image_names(call.config);
     let pulled = registry.pull(call, store, &reference, None)?;
-    Ok((store.find_one(&pulled.name.to_string())?, before))
+    let name = pulled.name.to_string();
+    let was_there = before.contains(&name);
+    Ok((store.find_one(&name)?, was_there))
 }
 
 /// Forget an image that was only needed for once.

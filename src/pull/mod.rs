@@ -260,7 +260,7 @@ impl Remote {
             imported.push((wanted.layer.digest, layer.root));
         }
         let mut roots: Vec<LayerRoot> = Vec::with_capacity(layers.len());
-        for layer in layers {
+        for (number, layer) in layers.iter().enumerate() {
             if let Some((_, root)) = imported.iter().find(|(digest, _)| *digest == layer.digest) {
                 roots.push(root.clone());
                 continue;
@@ -272,6 +272,16 @@ impl Remote {
                     layer.digest
                 );
             };
+            // A config that somebody else wrote may claim what it likes of a layer that is here.
+            if let (Some(known), Some(claimed)) = (store.diff_id(&commit)?, diff_ids.get(number))
+                && known != *claimed
+            {
+                fail!(
+                    Kind::Invalid,
+                    "the layer {} unpacks to {known}, but the image config says {claimed}",
+                    layer.digest
+                );
+            }
             roots.push(LayerRoot::of_commit(store.repo(), &commit)?);
         }
         progress.end();

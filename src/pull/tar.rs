@@ -20,6 +20,8 @@ use crate::store::gunzip::Gunzip;
 use crate::store::images::StoredImage;
 use crate::transport::Access;
 
+/// So much may follow an archive in its file.
+const MAX_PADDING: u64 = 16 << 20;
 /// What a layer is called in an OCI layout.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -76,6 +78,9 @@ pub fn import_layers(
         layers.push(json!({"mediaType": LAYER, "digest": digest, "size": size}));
     }
     let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+    if !image.is_object() {
+        fail!(Kind::Invalid, "the image config is not valid");
+    }
     image["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids});
     // It would have to speak of these very layers.
     if let Some(fields) = image.as_object_mut() {
@@ -153,14 +158,22 @@ pub fn with_unpacked<T>(
         .spawn()
         .context(|| format!("cannot run {program}"))?;
     let done = match child.stdout.take() {
-        Some(mut stdout) => {
-            let done = what(&mut stdout);
+        Some(mut stdout) => what(&mut stdout).and_then(|done| {
             // An archive ends before its file does, and the program would not end before both.
-            let rest = std::io::copy(&mut stdout, &mut std::io::sink());
-            rest.context(failed)?;
-            done?
-        }
+            let rest = (&mut stdout).take(MAX_PADDING);
+            std::io::copy(&mut { rest }, &mut std::io::sink()).context(failed)?;
+            Ok(done)
+        }),
         None => fail!(Kind::Failed, "cannot run {program}"),
+    };
+    let done = match done {
+        Ok(done) => done,
+        Err(error) => {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
     };
     let status = child.wait().context(failed)?;
     if !status.success() {

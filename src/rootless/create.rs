@@ -48,6 +48,8 @@ pub struct Adopt<'a> {
     pub name: Option<&'a Name>,
     /// How it runs.
     pub mode: Mode,
+    /// It is not to be removed.
+    pub protected: bool,
 }
 
 /// Create a container of files that are there, which are copied unless they are lent.
@@ -76,7 +78,7 @@ pub fn adopt(config: &Config, request: &Adopt<'_>) -> Result<Container> {
         created: now(),
         platform: platform.unwrap_or_else(Platform::host).to_string(),
         mode: request.mode,
-        protected: false,
+        protected: request.protected,
         own_files: true,
         tree: String::new(),
         location: request.lent.then(|| request.files.to_owned()),

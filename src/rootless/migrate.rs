@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::container::{Container, Mode};
+use super::container::Mode;
 use super::create::{Adopt, adopt};
 use super::home::{Home, Name};
 use crate::config::Config;
@@ -216,6 +216,9 @@ fn from_ancestry(
         Some(top) if !own.exists() => json_of(&path.join(format!("{top}.json")))?,
         _ => json_of(&own)?,
     };
+    if !image.is_object() {
+        fail!(Kind::Invalid, "its config is damaged");
+    }
     let host = Platform::host();
     for (key, value) in [("os", host.os), ("architecture", host.architecture)] {
         if !image[key].is_string() {
@@ -256,16 +259,14 @@ fn bring_container(
     names: &[String],
 ) -> Result<Outcome> {
     let home = Home::of(config);
-    if home.container(id).is_dir() {
-        return Ok(Outcome::There);
-    }
     let text = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
     let mode = text("execmode");
+    let is_there = home.container(id).is_dir();
     let is_changed = |file: &str| {
         let entries = path.join(file).read_dir_utf8();
         entries.is_ok_and(|mut entries| entries.next().is_some())
     };
-    if mode.starts_with('F') || is_changed(".bind_orig_files") {
+    if !is_there && (mode.starts_with('F') || is_changed(".bind_orig_files")) {
         fail!(
             Kind::Refused,
             "its files are changed for mode {}: have udocker undo that by \"setup --execmode=P1 {id}\"",
@@ -281,28 +282,33 @@ fn bring_container(
         .iter()
         .map(|name| name.parse())
         .collect::<Result<_>>()?;
-    let mut container = adopt(
-        config,
-        &Adopt {
-            id: Some(id),
-            files: &path.join("ROOT"),
-            lent: false,
-            image: text("imagerepo.name").trim().to_owned(),
-            config: json_of(&path.join("container.json"))?,
-            name: names.first(),
-            mode,
-        },
-    )?;
+    if !is_there {
+        adopt(
+            config,
+            &Adopt {
+                id: Some(id),
+                files: &path.join("ROOT"),
+                lent: false,
+                image: text("imagerepo.name").trim().to_owned(),
+                config: json_of(&path.join("container.json"))?,
+                name: names.first(),
+                mode,
+                protected: path.join("PROTECT").exists(),
+            },
+        )?;
+    }
     let _turn = home.turn()?;
-    for name in names.iter().skip(1) {
-        home.add_name(id, name)?;
+    // Also those that an earlier try did not come to.
+    for name in &names {
+        if home.id_of(name).as_deref() != Some(id) {
+            home.add_name(id, name)?;
+        }
     }
-    if path.join("PROTECT").exists() {
-        container = Container::open(&home, &container.record.id)?;
-        container.record.protected = true;
-        container.save()?;
-    }
-    Ok(Outcome::Moved)
+    Ok(if is_there {
+        Outcome::There
+    } else {
+        Outcome::Moved
+    })
 }
 
 /// Registries and what they are told, in base64.
@@ -340,6 +346,10 @@ fn keep_login(registry: &str, auth: &str) -> Result<Outcome> {
     };
     if all["auths"][registry].is_object() {
         return Ok(Outcome::There);
+    }
+    let is_fit = all.is_object() && (all["auths"].is_null() || all["auths"].is_object());
+    if !is_fit {
+        fail!(Kind::Invalid, "{path} is damaged");
     }
     all["auths"][registry] = json!({"auth": auth});
     let parent = path.parent().unwrap_or(&path);

@@ -57,6 +57,8 @@ pub struct Unpack {
     brought: HashSet<u64>,
     /// Directories whose times and modes are set at the layer's end.
     directories: HashMap<u64, Final>,
+    /// Their modes, where the next layer could not write to them else: they are set at the very end.
+    modes: HashMap<u64, (Vec<u8>, Mode)>,
 }
 
 /// What a directory has in the end.
@@ -88,6 +90,7 @@ impl Unpack {
             last: None,
             brought: HashSet::new(),
             directories,
+            modes: HashMap::new(),
         })
     }
 
@@ -266,7 +269,12 @@ impl Unpack {
     pub fn end_layer(&mut self) -> Result<()> {
         self.last = None;
         self.brought.clear();
-        for (inode, last) in std::mem::take(&mut self.directories) {
+        let mut modes = Vec::new();
+        // What is deeper first: above it a way may be closed.
+        let mut all: Vec<(u64, Final)> =
+            std::mem::take(&mut self.directories).into_iter().collect();
+        all.sort_by_key(|(_, last)| std::cmp::Reverse(last.path.len()));
+        for (inode, last) in all {
             let found = self.open(
                 &last.path,
                 OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
@@ -275,16 +283,46 @@ impl Unpack {
                 // Something else came in its place.
                 continue;
             };
-            let set = || -> rustix::io::Result<()> {
+            let mut set = || -> rustix::io::Result<()> {
                 if rustix::fs::fstat(&directory)?.st_ino != inode {
                     return Ok(());
                 }
                 if let Some(mode) = last.mode {
-                    rustix::fs::fchmod(&directory, mode)?;
+                    if self.gives_owners {
+                        rustix::fs::fchmod(&directory, mode)?;
+                    } else {
+                        // It was made so that its owner can go on.
+                        modes.push((inode, (last.path.clone(), mode)));
+                    }
                 }
                 rustix::fs::futimens(&directory, &times(last.mtime))
             };
             set().context(|| failed(&last.path))?;
+        }
+        self.modes.extend(modes);
+        Ok(())
+    }
+
+    /// All layers are through.
+    pub fn finish(self) -> Result<()> {
+        let mut all: Vec<(u64, (Vec<u8>, Mode))> = self
+            .modes
+            .iter()
+            .map(|(inode, last)| (*inode, last.clone()))
+            .collect();
+        all.sort_by_key(|(_, (path, _))| std::cmp::Reverse(path.len()));
+        for (inode, (path, mode)) in all {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            let Ok(directory) = self.open(&path, flags) else {
+                continue;
+            };
+            let set = || -> rustix::io::Result<()> {
+                if rustix::fs::fstat(&directory)?.st_ino == inode {
+                    rustix::fs::fchmod(&directory, mode)?;
+                }
+                Ok(())
+            };
+            set().context(|| failed(&path))?;
         }
         Ok(())
     }
@@ -496,7 +534,7 @@ fn clear_xattrs(directory: &File) -> rustix::io::Result<()> {
 fn clear(directory: File, keep: &HashSet<u64>) -> rustix::io::Result<bool> {
     struct Level {
         name: Vec<u8>,
-        entries: Vec<(Vec<u8>, u64)>,
+        entries: Vec<Vec<u8>>,
         is_kept: bool,
     }
     let mut levels = vec![Level {
@@ -510,12 +548,12 @@ fn clear(directory: File, keep: &HashSet<u64>) -> rustix::io::Result<bool> {
         let Some(level) = levels.last_mut() else {
             return Ok(true);
         };
-        if let Some((name, inode)) = level.entries.pop() {
+        if let Some(name) = level.entries.pop() {
             let found = rustix::fs::statat(&here, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
             if is_dir(&found) {
                 let below = open_dir_at(&here, &name)?;
                 let entries = list(&below)?;
-                let is_kept = keep.contains(&inode);
+                let is_kept = keep.contains(&found.st_ino);
                 levels.push(Level {
                     name,
                     entries,
@@ -553,13 +591,13 @@ fn clear(directory: File, keep: &HashSet<u64>) -> rustix::io::Result<bool> {
     }
 }
 
-fn list(directory: &File) -> rustix::io::Result<Vec<(Vec<u8>, u64)>> {
+fn list(directory: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut out = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if !matches!(name, b"." | b"..") {
-            out.push((name.to_vec(), entry.ino()));
+            out.push(name.to_vec());
         }
     }
     Ok(out)

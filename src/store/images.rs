@@ -352,6 +352,13 @@ impl Store {
         Ok(sizes)
     }
 
+    /// What a stored layer is when it is not compressed, where that is on record.
+    pub fn diff_id(&self, commit: &str) -> Result<Option<Digest>> {
+        let metadata = objects::commit_metadata(&self.repo, commit)?;
+        let text = objects::metadata_string(&metadata, "docker.uncompressed_digest");
+        Ok(text.and_then(|text| text.parse().ok()))
+    }
+
     /// The same of one layer, which many images may have.
     pub fn layer_size(&self, digest: Digest) -> Result<(u64, u64)> {
         if let Some(known) = self.layer_sizes.borrow().get(&digest) {

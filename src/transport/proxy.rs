@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Seek as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long skopeo may take to put its things away.
 const CLOSE: Duration = Duration::from_secs(2);
+/// So much of what was not read is read all the same, so that skopeo can say how it went.
+const MAX_REST: u64 = 4 * 1024 * 1024;
 /// Between two looks whether it has ended.
 const POLL: Duration = Duration::from_millis(1);
 /// Room of a pipe, for which 64 KiB would mean a change of threads for each piece of what it carries.
@@ -147,7 +149,7 @@ impl Proxy {
         Ok(Content {
             proxy: self,
             id,
-            pipe,
+            pipe: Some(pipe),
             left: size,
             turn: None,
             outcome: None,
@@ -328,7 +330,8 @@ impl Drop for Turn<'_> {
 pub struct Content<'p> {
     proxy: &'p Proxy,
     id: u64,
-    pipe: File,
+    /// Gone when nothing more is wanted of it.
+    pipe: Option<File>,
     /// Bytes that are still to come.
     left: u64,
     /// Held while skopeo is asked how it went.
@@ -339,9 +342,16 @@ pub struct Content<'p> {
 impl<'p> Content<'p> {
     /// Hear whether it arrived whole. Call it in every case, after reading: it says why a stream ended early.
     pub fn finish(mut self) -> Result<()> {
-        // Whatever was not read must be, or skopeo waits for us while we wait for it.
-        let drained = io::copy(&mut self, &mut io::sink());
-        drained.context(|| "cannot read from skopeo".into())?;
+        // Whatever was not read must be, or skopeo waits for us while we wait for it; but if it is much, or has no
+        // end, skopeo must hear that nobody reads it.
+        let drained = io::copy(&mut (&mut self).take(MAX_REST), &mut io::sink());
+        let drained = drained.context(|| "cannot read from skopeo".into())?;
+        if drained == MAX_REST {
+            self.pipe = None;
+            // It says that nobody reads it, which whoever stopped reading knows, and why.
+            let _ = self.asked()?.receive();
+            return Ok(());
+        }
         match self.outcome.take() {
             Some(outcome) => outcome,
             None => self.asked()?.receive().map(|_| ()),
@@ -378,7 +388,10 @@ impl<'p> Content<'p> {
     /// Wait a moment for bytes, and for an answer if skopeo was asked.
     fn wait(&mut self) -> Result<()> {
         self.proxy.interrupt.check()?;
-        let mut what = vec![PollFd::new(&self.pipe, PollFlags::IN)];
+        let Some(pipe) = &self.pipe else {
+            return Ok(());
+        };
+        let mut what = vec![PollFd::new(pipe, PollFlags::IN)];
         if self.turn.is_some() {
             what.push(PollFd::new(self.proxy.socket(), PollFlags::IN));
         }
@@ -397,7 +410,10 @@ impl Read for Content<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let begun = Instant::now();
         loop {
-            match rustix::io::read(self.pipe.as_fd(), &mut *buffer) {
+            let Some(pipe) = &self.pipe else {
+                return Ok(0);
+            };
+            match rustix::io::read(pipe, &mut *buffer) {
                 Ok(n) => {
                     self.left = self.left.saturating_sub(n as u64);
                     return Ok(n);

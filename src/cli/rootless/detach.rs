@@ -74,7 +74,9 @@ pub fn detach(container: &Container) -> Result<()> {
                 child = child.arg(format!("--setenv={name}"));
             }
         }
-        child.arg("--").arg(program).args(words()).run()?;
+        // The manager would put variables of its own into the words.
+        let words = words().map(|word| word.to_string_lossy().replace('$', "$$"));
+        child.arg("--").arg(program).args(words).run()?;
         return await_start(container, said);
     }
     let log = std::fs::OpenOptions::new()

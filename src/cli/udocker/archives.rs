@@ -339,6 +339,7 @@ fn import_clone(call: &Call, words: &Words, store: &Store, archive: &Utf8Path) -
             config,
             name: name.as_ref(),
             mode: call.mode(words)?,
+            protected: false,
         },
     )?;
     call.result(made.record.id)?;

@@ -78,21 +78,7 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
         }
         Err(error) => return Err(set_up(error)),
     };
-    let wishes = wishes(call, words, &container, command).map_err(set_up)?;
-    note_ports(call, words, &container)?;
-    if let Some(cpus) = words.value("--cpuset-cpus") {
-        cpus.parse::<Cpus>()
-            .and_then(|cpus| cpus.apply())
-            .map_err(set_up)?;
-    }
-    if !words.has("--nobanner") {
-        banner(call, &container, &wishes)?;
-    }
-    let code = {
-        // From here on signals are the command's.
-        let _held = call.config.interrupt.hold();
-        rootless::run(&call.config, &container, wishes)
-    };
+    let code = execute(call, words, &container, command);
     let goes = words.has("--rm") && !container.record.protected;
     if goes || location.is_some() {
         let removed = create::remove(&call.config, &container);
@@ -100,6 +86,25 @@ pub fn run(call: &mut Call, words: &Words) -> Code {
             say!("Error: deleting container: {error}");
         }
     }
+    code
+}
+
+fn execute(call: &Call, words: &Words, container: &Container, command: &[String]) -> Code {
+    let wishes = wishes(call, words, container, command).map_err(set_up)?;
+    note_ports(call, words, container)?;
+    if let Some(cpus) = words.value("--cpuset-cpus") {
+        cpus.parse::<Cpus>()
+            .and_then(|cpus| cpus.apply())
+            .map_err(set_up)?;
+    }
+    if !words.has("--nobanner") {
+        banner(call, container, &wishes)?;
+    }
+    let code = {
+        // From here on signals are the command's.
+        let _held = call.config.interrupt.hold();
+        rootless::run(&call.config, container, wishes)
+    };
     code.map_err(set_up)
 }
 
@@ -160,6 +165,7 @@ fn lent(call: &Call, words: &Words, directory: &str) -> Result<Container> {
             config: serde_json::json!({}),
             name: None,
             mode,
+            protected: false,
         },
     )
 }

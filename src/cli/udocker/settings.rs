@@ -91,14 +91,20 @@ impl Settings {
             .is_some_and(|value| matches!(value, "True" | "true" | "1"))
     }
 
-    /// The words of a list.
+    /// The words of a list; nothing if it is none.
     pub fn list(&self, key: &str) -> Option<Vec<String>> {
-        let text = self.get(key)?;
-        let inner = text
-            .strip_prefix(['[', '('])
-            .and_then(|text| text.strip_suffix([']', ')']));
-        let words = inner?.split(',').filter_map(literal);
-        Some(words.filter(|word| !word.is_empty()).collect())
+        let text = self.get(key)?.strip_prefix(['[', '('])?;
+        let (mut words, mut rest) = (Vec::new(), text);
+        loop {
+            rest = rest.trim_start_matches([' ', '\t', ',']);
+            if rest.starts_with([']', ')']) {
+                return Some(words);
+            }
+            let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+            let (word, after) = rest[1..].split_once(quote)?;
+            words.push(word.to_owned());
+            rest = after;
+        }
     }
 
     /// All of them.
@@ -133,7 +139,7 @@ mod tests {
     fn values_are_literals_and_nothing_more() {
         let mut settings = Settings::default();
         let text = "# comment\n[DEFAULT]\nhttp_insecure = True\ntopdir='/x y' # why\nverbose_level = 5 # all\n\
-            cmd = [\"/bin/sh\", '-i']\nlocation = None\nUDOCKER_DEFAULT_EXECUTION_MODE = P2\n\
+            cmd = [\"/bin/sh\", '-c', \"a, b\"] # why\nlocation = None\nUDOCKER_DEFAULT_EXECUTION_MODE = P2\n\
             tmpdir = os.getenv('HOME')\n";
         settings.add(text, Utf8Path::new("test"));
         assert!(settings.is_on("http_insecure"));
@@ -146,7 +152,7 @@ mod tests {
         ] {
             assert_eq!(settings.get(key), value, "{key}");
         }
-        assert_eq!(settings.list("cmd").unwrap(), ["/bin/sh", "-i"]);
+        assert_eq!(settings.list("cmd").unwrap(), ["/bin/sh", "-c", "a, b"]);
         assert_eq!(settings.list("topdir"), None);
     }
 }
