@@ -11,7 +11,7 @@ use support::{Host, Registry, Said as _, Scratch, User, must, program};
 
 fn image(text: &str) -> Image {
     Image::new()
-        .layer(Layer::new().busybox().dir("tmp", 0o1777))
+        .layer(Layer::new().busybox())
         .layer(Layer::new().file("etc/said", 0o644, text))
         .set("Cmd", json!(["cat", "/etc/said"]))
         .set("Env", json!(["OF_IMAGE=yes"]))
@@ -132,6 +132,17 @@ fn what_is_saved_is_what_the_registry_has_and_saving_twice_changes_nothing() {
             .ok("info ./dir")
             .contains(&format!("source: http:{name}"))
             || place.ok("info ./dir").contains(&name)
+    );
+    // As docker has it, unpacked: readable for others, and by us.
+    place.ok(&format!("save --docker http:{name} ./as-docker"));
+    place.ok("verify ./as-docker");
+    assert!(place.ok("info ./as-docker").contains("/app:1"));
+    place.sh(
+        "tar -C as-docker -cf as-docker.tar . && skopeo inspect --raw docker-archive:as-docker.tar",
+    );
+    place.refused(
+        &format!("save --docker http:{name} ./as-docker"),
+        "is not empty",
     );
     // From the store as well, and by another kind of manifest.
     place.sh(&format!(
@@ -335,6 +346,72 @@ fn commands_run_from_directories_of_every_form() {
     assert_eq!(
         (said.code(), said.out().as_str()),
         (3, "/tmp\nmine\n1\n"),
+        "{}",
+        said.err()
+    );
+}
+
+/// podman gets what it does not have, by its id, and keeps its names.
+#[test]
+fn podman_runs_it_where_that_is_wanted() {
+    let place = Place::new();
+    let written = image("of the image").write(&place.path("layout"));
+    // A store of podman's of its own.
+    let storage = place.path("storage.conf");
+    std::fs::write(
+        &storage,
+        format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
+            place.scratch.path().display()
+        ),
+    )
+    .unwrap();
+    let run = |words: &str| {
+        Command::new(program())
+            .args(["archive", "run", "--engine", "podman"])
+            .args(words.split_whitespace())
+            .current_dir(place.scratch.path())
+            .env("CONTAINERS_STORAGE_CONF", &storage)
+            .env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"))
+            .output()
+            .unwrap()
+    };
+    let said = run("./layout");
+    // Whether podman can start a container is this machine's business; that it has the image is ours.
+    let images = must(
+        Command::new("podman")
+            .args([
+                "images",
+                "--all",
+                "--no-trunc",
+                "--format",
+                "{{.ID}} {{.Repository}}",
+            ])
+            .env("CONTAINERS_STORAGE_CONF", &storage),
+    );
+    assert!(
+        images.contains("localhost/archive"),
+        "{images}{}",
+        said.err()
+    );
+    if said.code() == 0 {
+        assert_eq!(said.out(), "of the image");
+    } else {
+        assert!(!said.err().contains("has not taken"), "{}", said.err());
+    }
+    assert!(!place.path("store").exists());
+    let path = place
+        .path("layout/blobs/sha256")
+        .join(written.layers[0].trim_start_matches("sha256:"));
+    std::fs::write(path, "damaged").unwrap();
+    must(
+        Command::new("podman")
+            .args(["rmi", "--force", "--all"])
+            .env("CONTAINERS_STORAGE_CONF", &storage),
+    );
+    let said = run("./layout");
+    assert!(
+        said.code() == 125 && said.err().contains("its digest is"),
         "{}",
         said.err()
     );

@@ -4,6 +4,7 @@
 //! - [`Archive`]: what a directory holds, in any of its forms
 //! - [`verify()`]: whether it is what it says
 //! - [`bring_in()`]: its image in the store, once
+//! - [`Engine`]: or in that of podman or docker
 //!
 //! # Format
 //! What [`save()`] writes is an OCI image layout with docker's `manifest.json` beside it:
@@ -14,6 +15,8 @@
 //! - `atomic-rs.json`: `{"version": 1, "source": "docker://…", "name": "NAME:TAG", "urls": {"sha256:HEX": ["https://…"]}}`:
 //!   where it came from, what it is called, and where each layer can be had again.
 
+mod docker;
+mod engine;
 mod read;
 mod save;
 mod verify;
@@ -29,6 +32,8 @@ use crate::store::Store;
 use crate::store::export::Scratch;
 use crate::store::images::StoredImage;
 use crate::transport::Access;
+pub use docker::{check_empty, unpack_docker};
+pub use engine::{Command, Engine};
 pub use read::{Archive, ArchivedImage, Choice, Layer};
 pub use save::{Origin, Saved, recorded_source, save};
 pub use verify::{Finding, verify};

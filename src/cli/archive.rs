@@ -8,11 +8,11 @@ use super::Call;
 use super::args::SourceArgs;
 use super::output::PullProgress;
 use super::process::EnvArgs;
-use crate::archive::{self, Archive, ArchivedImage, Choice};
+use crate::archive::{self, Archive, ArchivedImage, Choice, Engine, Origin, Saved};
 use crate::container::run::{self, Once};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::{Name, Reference};
+use crate::image::Name;
 use crate::rootless::engine::SETUP_FAILED;
 use crate::rootless::{self, Mode, Wishes, create};
 use crate::runtime::mounts::{Volume, parse_volume};
@@ -47,6 +47,9 @@ struct Save {
     image: String,
     /// The directory
     directory: Utf8PathBuf,
+    /// Write what "docker save" does, unpacked: layers that are not compressed, in a directory that is not there or empty
+    #[arg(long)]
+    docker: bool,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -135,9 +138,13 @@ struct Run {
     workdir: String,
     #[command(flatten)]
     env: EnvArgs,
+    /// Have podman or docker run it, which get the image if they do not have it
+    #[arg(long, value_name = "ENGINE", conflicts_with = "mode")]
+    engine: Option<Engine>,
     /// Without root, how it runs: N, R1, P1, P2, F1 to F4, or S1
-    #[arg(long, value_name = "MODE", default_value_t = Mode::N)]
-    mode: Mode,
+    /// [default: N]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
     /// The directory, and the command; without one that of the image
     #[arg(
         required = true,
@@ -163,6 +170,24 @@ impl ArchiveVerbs {
 
 impl Save {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
+        if !self.docker {
+            let saved = self.save(call, &self.directory)?;
+            return tell(call, &saved, &self.directory, self.json);
+        }
+        archive::check_empty(&self.directory)?;
+        // Everything is checked before anything is written.
+        let scratch =
+            tempfile::tempdir().context(|| "cannot create a temporary directory".into())?;
+        let Some(path) = Utf8Path::from_path(scratch.path()) else {
+            fail!(Kind::Invalid, "the temporary directory is not UTF-8");
+        };
+        let layout = path.join("image");
+        let saved = self.save(call, &layout)?;
+        archive::unpack_docker(call.config, &layout, &self.directory)?;
+        tell(call, &saved, &self.directory, self.json)
+    }
+
+    fn save(&self, call: &Call<'_>, directory: &Utf8Path) -> Result<Saved> {
         // A name without more that is in the store is that one.
         if let Some(store) = Store::open_existing(call.config)?
             && let Some(image) = store.find(&self.image)?.pop()
@@ -171,33 +196,21 @@ impl Save {
             let layout = scratch.path().join("image");
             let name: Name = image.name.parse()?;
             store.export(&image, &layout, name.tag().unwrap_or("latest"))?;
-            let mut reference: Reference = format!("oci:{layout}").parse()?;
-            reference.name = None;
-            let source = image
-                .source
-                .clone()
-                .unwrap_or_else(|| format!("docker://{name}"));
-            return save(
-                call,
-                &reference,
-                Some(&name),
-                &source,
-                &self.source,
-                &self.directory,
-                self.json,
-            );
+            let usual = || format!("docker://{name}");
+            let origin = Origin {
+                reference: &format!("oci:{layout}").parse()?,
+                name: Some(&name),
+                recorded: &image.source.clone().unwrap_or_else(usual),
+            };
+            return save(call, &origin, &self.source, directory);
         }
         let reference = self.source.reference(&self.image)?;
-        let source = reference.to_string();
-        save(
-            call,
-            &reference,
-            None,
-            &source,
-            &self.source,
-            &self.directory,
-            self.json,
-        )
+        let origin = Origin {
+            reference: &reference,
+            name: reference.name.as_ref(),
+            recorded: &reference.to_string(),
+        };
+        save(call, &origin, &self.source, directory)
     }
 }
 
@@ -205,38 +218,33 @@ impl Update {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let (source, name) = archive::recorded_source(&self.directory)?;
         let reference = self.source.reference(&source)?;
-        save(
-            call,
-            &reference,
-            name.as_ref(),
-            &source,
-            &self.source,
-            &self.directory,
-            self.json,
-        )
+        let origin = Origin {
+            reference: &reference,
+            name: name.as_ref().or(reference.name.as_ref()),
+            recorded: &source,
+        };
+        let saved = save(call, &origin, &self.source, &self.directory)?;
+        tell(call, &saved, &self.directory, self.json)
     }
 }
 
 fn save(
-    call: &mut Call<'_>,
-    reference: &Reference,
-    name: Option<&Name>,
-    recorded: &str,
+    call: &Call<'_>,
+    origin: &Origin<'_>,
     source: &SourceArgs,
     directory: &Utf8Path,
-    json: bool,
-) -> Result<ExitCode> {
-    let saved = archive::save(
+) -> Result<Saved> {
+    let mut progress = PullProgress::new();
+    archive::save(
         call.config,
-        &archive::Origin {
-            reference,
-            name: name.or(reference.name.as_ref()),
-            recorded,
-        },
+        origin,
         &source.access(),
         directory,
-        &mut PullProgress::new(),
-    )?;
+        &mut progress,
+    )
+}
+
+fn tell(call: &mut Call<'_>, saved: &Saved, directory: &Utf8Path, json: bool) -> Result<ExitCode> {
     if json {
         call.out.json(&json!({
             "version": 1,
@@ -370,6 +378,17 @@ impl Run {
         let volumes = self.volumes()?;
         let archive = Archive::open(Utf8Path::new(directory)).map_err(set_up)?;
         let image = archive.choose(&self.choice.choice()).map_err(set_up)?;
+        if let Some(engine) = self.engine {
+            engine.load(call.config, image).map_err(set_up)?;
+            let command = archive::Command {
+                words: command,
+                env: self.env.list().map_err(set_up)?,
+                volumes,
+                workdir: &self.workdir,
+            };
+            let status = engine.run(image, &command).map_err(set_up)?;
+            return Ok(super::run::passed_on(status));
+        }
         let store = Store::open(call.config).map_err(set_up)?;
         let stored = archive::bring_in(call.config, &store, image).map_err(set_up)?;
         if call.config.is_system {
@@ -405,7 +424,7 @@ impl Run {
                 image: &stored,
                 name: None,
                 force: false,
-                mode: self.mode,
+                mode: self.mode.unwrap_or(Mode::N),
             },
         )
         .map_err(set_up)?;
