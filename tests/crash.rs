@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::{Read as _, Seek as _};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -42,12 +43,13 @@ impl Trial<'_> {
     fn kill(&mut self, words: &str) {
         let moment = self.span.mul_f64(self.random.next() * 1.1);
         let start = Instant::now();
+        let mut said = tempfile::tempfile().unwrap();
         let mut child = self
             .host
             .command("atomic-rs")
             .args(words.split_whitespace())
             .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
+            .stderr(said.try_clone().unwrap())
             .spawn()
             .unwrap();
         std::thread::sleep(moment);
@@ -64,7 +66,10 @@ impl Trial<'_> {
             self.span = (self.span + start.elapsed()) / 2;
         } else {
             self.killed += 1;
-            assert!(!children.is_empty(), "{words} failed by itself");
+            let mut text = String::new();
+            said.rewind().unwrap();
+            said.read_to_string(&mut text).unwrap();
+            assert!(!children.is_empty(), "{words} failed by itself: {text}");
         }
         // Half the time as after a power cut: files first, before D-Bus is there.
         if self.random.next() < 0.5 {
