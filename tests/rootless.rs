@@ -911,6 +911,11 @@ fn what_was_asked_for_is_done_or_said_to_be_impossible() {
         rootless.ok("run one busybox stat -c %u:%a /shut"),
         "0:700\n"
     );
+    // At a terminal programs know at which.
+    let typed = rootless
+        .user
+        .ok("script -qec 'atomic-rs rootless run one busybox tty' /dev/null </dev/null");
+    assert_eq!(typed.trim(), "/dev/console");
     // What cannot be is refused.
     for (words, why) in [
         ("run --mode P2 one true", "--mode is for new ones"),

@@ -142,10 +142,29 @@ fn devices(task: &InitTask, root: &Root) -> Result<()> {
         closed | MountFlags::NODEV,
         None,
     );
+    if let Some(terminal) = terminal() {
+        // Under this name programs find the one that they are at.
+        bind(root, &terminal, "/dev/console", false)?;
+    }
     for (name, target) in LINKS {
         root.make_link(&format!("/dev/{name}"), target)?;
     }
     Ok(())
+}
+
+/// The terminal that this process is at, if it is.
+fn terminal() -> Option<PathBuf> {
+    use rustix::termios::ttyname;
+    use std::os::unix::ffi::OsStringExt as _;
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let names = [
+        ttyname(&stdin, Vec::new()),
+        ttyname(&stdout, Vec::new()),
+        ttyname(&stderr, Vec::new()),
+    ];
+    let name = names.into_iter().find_map(Result::ok)?.into_bytes();
+    let path = PathBuf::from(std::ffi::OsString::from_vec(name));
+    path.starts_with("/dev").then_some(path)
 }
 
 /// Bind a path of the host to one of the container, which is made if it is missing.
