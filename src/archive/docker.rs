@@ -6,7 +6,7 @@ use super::read_json;
 use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
-use crate::{fail, safefs};
+use crate::{fail, safefs, transport};
 
 const MAX_JSON_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -43,9 +43,7 @@ pub fn unpack_docker(config: &Config, layout: &Utf8Path, directory: &Utf8Path) -
         .map(|tag| format!(":{tag}"));
     let archive = path.join("image.tar");
     let target = format!("docker-archive:{archive}{}", tag.unwrap_or_default());
-    Child::new(&config.skopeo.path)
-        .args(["copy", "--quiet", &format!("oci:{layout}"), &target])
-        .run()?;
+    transport::copy_here(config, layout, &target)?;
     let made = path.join("image");
     std::fs::create_dir(&made).context(failed)?;
     Child::new("tar")

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::runtime::mounts::Volume;
+use crate::transport;
 
 /// A container engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,9 +89,7 @@ impl Engine {
             Self::Podman => format!("containers-storage:{name}"),
             Self::Docker => format!("docker-archive:{archive}:{name}"),
         };
-        Child::new(&config.skopeo.path)
-            .args(["copy", "--quiet", &format!("oci:{layout}"), &target])
-            .run()?;
+        transport::copy_here(config, &layout, &target)?;
         if self == Self::Docker {
             Child::new("docker")
                 .args(["load", "--quiet", "--input", archive.as_str()])

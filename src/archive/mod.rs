@@ -26,6 +26,7 @@ use camino::Utf8PathBuf;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
+use crate::image::digest::Hashing;
 use crate::image::{Digest, Manifest, Name, Reference};
 use crate::pull::{Remote, Silent};
 use crate::store::Store;
@@ -90,6 +91,14 @@ fn open_regular(path: &camino::Utf8Path) -> Result<std::fs::File> {
         fail!(Kind::Invalid, "{path} is no regular file");
     }
     Ok(file)
+}
+
+/// The digest and size of what is read.
+fn sum_up(input: impl std::io::Read, path: &camino::Utf8Path) -> Result<(Digest, u64)> {
+    let mut hashing = Hashing::new(input);
+    std::io::copy(&mut hashing, &mut std::io::sink()).context(|| format!("cannot read {path}"))?;
+    let (digest, size, _) = hashing.finish();
+    Ok((digest, size))
 }
 
 fn read_json(path: &camino::Utf8Path, limit: u64) -> Result<serde_json::Value> {

@@ -5,10 +5,9 @@ use std::io::Read as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::{blob_path, open_regular, read_json, read_small};
+use super::{blob_path, open_regular, read_json, read_small, sum_up};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::digest::Hashing;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest};
 
 /// Manifests and configs are smaller.
@@ -221,9 +220,7 @@ fn describe(path: &Utf8Path) -> Result<(Digest, u64, String)> {
         [0x28, 0xb5, 0x2f, 0xfd] => "+zstd",
         _ => "",
     };
-    let mut hashing = Hashing::new(head.as_slice().chain(file));
-    std::io::copy(&mut hashing, &mut std::io::sink()).context(failed)?;
-    let (digest, size, _) = hashing.finish();
+    let (digest, size) = sum_up(head.as_slice().chain(file), path)?;
     Ok((digest, size, format!("{LAYER}{suffix}")))
 }
 

@@ -6,7 +6,7 @@ use std::io::{Read, Write as _};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::{blob_path, open_regular, read_json, read_small};
+use super::{blob_path, open_regular, read_json, read_small, sum_up};
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::image::digest::Hashing;
@@ -76,15 +76,7 @@ pub fn save(
         fail!(Kind::Invalid, "\"{reference}\" is not an image manifest");
     };
     let config_bytes = source.read_blob(image, MAX_CONFIG_BYTES)?;
-    let diff_ids = ImageConfig::parse(&config_bytes)?.rootfs.diff_ids;
-    if diff_ids.len() != layers.len() {
-        fail!(
-            Kind::Invalid,
-            "the image config names {} layers and the manifest {}",
-            diff_ids.len(),
-            layers.len()
-        );
-    }
+    ImageConfig::parse(&config_bytes)?.diff_ids(layers.len())?;
     make_blobs(directory)?;
     let mut files = Files {
         directory,
@@ -191,9 +183,7 @@ fn is_there(directory: &Utf8Path, blob: &Descriptor) -> Result<bool> {
     if file.metadata().is_ok_and(|found| found.len() != blob.size) {
         return Ok(false);
     }
-    let mut hashing = Hashing::new(file);
-    std::io::copy(&mut hashing, &mut std::io::sink()).context(|| format!("cannot read {path}"))?;
-    Ok(hashing.finish().0 == blob.digest)
+    Ok(sum_up(file, &path)?.0 == blob.digest)
 }
 
 fn digests(layers: &[Descriptor]) -> Vec<Digest> {

@@ -1,6 +1,6 @@
 //! Whether a directory is what it says.
 
-use super::{ArchivedImage, open_regular};
+use super::{ArchivedImage, open_regular, sum_up};
 use crate::error::{Context as _, Kind, Result};
 use crate::image::Digest;
 use crate::image::digest::Hashing;
@@ -49,10 +49,7 @@ pub fn verify(image: &ArchivedImage) -> Result<Vec<Finding>> {
             }
         };
         if let Some(wanted) = &layer.described {
-            let mut hashing = Hashing::new(&mut file);
-            std::io::copy(&mut hashing, &mut std::io::sink())
-                .context(|| format!("cannot read {path}"))?;
-            let (digest, size, _) = hashing.finish();
+            let (digest, size) = sum_up(&mut file, &path)?;
             if (digest, size) != (wanted.digest, wanted.size) {
                 add(format!("its digest is {digest}"));
                 continue;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use super::digest::Digest;
 use super::platform::Platform;
 use crate::error::{Context as _, Kind, Result};
+use crate::fail;
 
 /// The parts of an image config this program uses. Every field tolerates `null` and absence,
 /// as docker and podman write both.
@@ -96,6 +97,22 @@ impl ImageConfig {
     /// Read an image config.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes).kind(Kind::Invalid, || "the image config is not valid".into())
+    }
+
+    /// What each layer is when it is not compressed; the manifest has so many layers.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if the config names more or fewer.
+    pub fn diff_ids(&self, layers: usize) -> Result<&[Digest]> {
+        let ids = &self.rootfs.diff_ids;
+        if ids.len() != layers {
+            fail!(
+                Kind::Invalid,
+                "the image config names {} layers and the manifest {layers}",
+                ids.len()
+            );
+        }
+        Ok(ids)
     }
 
     /// The platform the image is made for, unless it does not say.

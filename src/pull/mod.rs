@@ -223,15 +223,7 @@ impl Remote {
         let is_missing = |blob: &Descriptor| missing.iter().any(|m| m.digest == blob.digest);
         let config_bytes = source.read_blob(&self.config, MAX_CONFIG_BYTES)?;
         let image_config = ImageConfig::parse(&config_bytes)?;
-        let diff_ids = &image_config.rootfs.diff_ids;
-        if diff_ids.len() != layers.len() {
-            fail!(
-                Kind::Invalid,
-                "the image config names {} layers and the manifest {}",
-                diff_ids.len(),
-                layers.len()
-            );
-        }
+        let diff_ids = image_config.diff_ids(layers.len())?;
         let mut wanted: Vec<Wanted<'_>> = Vec::new();
         for (layer, diff_id) in layers.iter().zip(diff_ids) {
             let is_known = |known: &Wanted<'_>| known.layer.digest == layer.digest;

@@ -226,25 +226,26 @@ impl Store {
         crate::safefs::rename(path.as_std_path(), blobs.join(layer.hex()).as_std_path())
     }
 
+    /// What stood in a layer's archive and is not in its tree, if that is kept.
+    pub(super) fn side_data(&self, layer: Digest) -> Result<Option<Vec<u8>>> {
+        match self.resolve(&side_ref(layer))? {
+            Some(commit) => ImageTree::open(&self.repo, &commit)?.read("side", MAX_SIDE_BYTES),
+            None => Ok(None),
+        }
+    }
+
     /// Write a layer uncompressed; its digest, which is the image config's `diff_id`, and its size.
     fn write_layer(&self, layer: Digest, blobs: &Utf8Path) -> Result<(Digest, u64)> {
         let commit = self.resolve(&blob_ref(layer))?;
-        let metadata = match &commit {
-            Some(commit) => objects::commit_metadata(&self.repo, commit)?,
-            None => fail!(
+        let Some(commit) = commit else {
+            fail!(
                 Kind::NotFound,
                 "Layer not found: {}.  Please pull the image again",
                 layer.hex()
-            ),
+            );
         };
-        let diff_id: Option<Digest> =
-            objects::metadata_string(&metadata, "docker.uncompressed_digest")
-                .and_then(|text| text.parse().ok());
-        let side = match self.resolve(&side_ref(layer))? {
-            Some(commit) => ImageTree::open(&self.repo, &commit)?.read("side", MAX_SIDE_BYTES)?,
-            None => None,
-        };
-        let Some(side) = side else {
+        let diff_id = self.diff_id(&commit)?;
+        let Some(side) = self.side_data(layer)? else {
             fail!(
                 Kind::NotFound,
                 "the layer {layer} was imported without what an exact export needs: delete the image, prune, and pull it again"

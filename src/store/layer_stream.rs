@@ -4,19 +4,14 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 
+use super::Store;
 use super::objects::Checksum;
 use super::side::{Record, Records};
 use super::tar::{Entry, TarStream};
 use super::writers::{FILE, object_path};
-use super::{ImageTree, Store};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::Digest;
-use crate::image::refname::side_ref;
-use crate::safefs::Files as _;
-
-/// Side data are smaller.
-const MAX_SIDE_BYTES: u64 = 1 << 30;
 
 /// The entries of a stored layer, as they came.
 pub struct LayerStream {
@@ -101,11 +96,7 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`] if it was stored without what of it is not in its tree.
     pub fn layer_stream(&self, layer: Digest) -> Result<LayerStream> {
-        let side = match self.resolve(&side_ref(layer))? {
-            Some(commit) => ImageTree::open(&self.repo, &commit)?.read("side", MAX_SIDE_BYTES)?,
-            None => None,
-        };
-        let Some(side) = side else {
+        let Some(side) = self.side_data(layer)? else {
             fail!(
                 Kind::NotFound,
                 "the layer {layer} is in the store without what stood in its archive: delete the image, prune, and pull it again"

@@ -48,6 +48,15 @@ pub fn copy_layout(
     ))
 }
 
+/// Copy the one image of a layout of this host to another place of it, which skopeo names `target`. The host's policy
+/// is obeyed.
+pub fn copy_here(config: &Config, layout: &Utf8Path, target: &str) -> Result<()> {
+    run_skopeo(&config.skopeo)
+        .args(["copy", "--quiet", &format!("oci:{layout}"), target])
+        .run()
+        .map(|_| ())
+}
+
 /// Copy an image from the registry it came from to another place, byte for byte. Within one registry
 /// blobs are not moved at all, but mounted from the other repository.
 ///

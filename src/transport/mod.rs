@@ -20,7 +20,7 @@ use crate::image::{Descriptor, Digest, Manifest, Platform, Reference, Transport}
 use crate::interrupt::Interrupt;
 use proxy::{Content, Proxy};
 
-pub use copy::{copy_layout, copy_pinned, sign};
+pub use copy::{copy_here, copy_layout, copy_pinned, sign};
 pub use policy::enforce as enforce_policy;
 pub use skopeo::{archive_names, knows_login, list_tags, login, logout, raw_manifest};
 use skopeo::{daemon_host, global_options, name_one_of, proxy_command, run_skopeo};

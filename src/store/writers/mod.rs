@@ -5,7 +5,7 @@
 //! libostree would have written, which its `fsck` and a test confirm.
 //!
 //! # On disk
-//! Objects wait in `tmp/atomic-rs-XXXXXX` of the repository, which is locked by `flock` and laid out like
+//! Objects wait in a directory `tmp/atomic-rs-…` of the repository, which is locked by `flock` and laid out like
 //! `objects`, until all of them are durable; then they are renamed to where they belong, a directory at
 //! a time where there is none of that name. What a kill leaves is swept by whoever writes next.
 
