@@ -46,7 +46,7 @@ bench: deps
 	$(CARGO) bench --quiet --bench micro
 	./benches/startup.sh
 	./benches/memory.sh
-	$(CARGO) build --quiet --example outage
+	$(CARGO) build --quiet --bin atomic-rs --example outage
 	./target/debug/examples/outage
 
 # Manual pages and completions come from the definition of the command line.
