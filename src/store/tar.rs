@@ -17,6 +17,9 @@ const CHUNK: usize = 128 * 1024;
 const MAX_HEADER_BYTES: usize = 4 * 1024 * 1024;
 const MAX_PATH_BYTES: u32 = 4096;
 
+/// The PAX record that has a time.
+const MTIME: &str = "mtime";
+
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
@@ -139,9 +142,7 @@ impl<R: Read> TarStream<R> {
                     fail!(Kind::Invalid, "the archive is cut off");
                 }
             }
-            let event = self
-                .parser
-                .parse(&self.buffer[self.start..self.end])
+            let event = parse(&mut self.parser, &self.buffer[self.start..self.end])
                 .map_err(|error| malformed(&error))?;
             match event {
                 ParseEvent::NeedData { min_bytes } => {
@@ -351,6 +352,46 @@ impl<R: Read> Content<'_, R> {
     }
 }
 
+/// The parser takes no time before 1970, which POSIX allows and archives have. Of such an entry it may overlook that,
+/// and nothing else: whatever else it would overlook then is refused here.
+fn parse<'b>(parser: &mut Parser, bytes: &'b [u8]) -> Result<ParseEvent<'b>, ParseError> {
+    let refused = match parser.parse(bytes) {
+        Err(ParseError::InvalidPaxValue { key, value })
+            if key == MTIME && parse_time(&value).is_some() =>
+        {
+            ParseError::InvalidPaxValue {
+                key,
+                value: value.into_owned().into(),
+            }
+        }
+        parsed => return parsed,
+    };
+    parser.set_ignore_pax_errors(true);
+    let event = parser.parse(bytes);
+    parser.set_ignore_pax_errors(false);
+    let event = event?;
+    let records = match &event {
+        ParseEvent::Entry { entry, .. } => entry.pax,
+        ParseEvent::SparseEntry { .. } => return Err(refused),
+        _ => return Ok(event),
+    };
+    for record in tar_core::PaxExtensions::new(records.unwrap_or_default()) {
+        let record = record?;
+        let key = record.key()?;
+        let is_number = || record.value().is_ok_and(|text| text.parse::<u64>().is_ok());
+        let is_time = || record.value().is_ok_and(|text| parse_time(text).is_some());
+        let is_bad = match key {
+            "uid" | "gid" | "size" => !is_number(),
+            MTIME => !is_time(),
+            key => key.starts_with("GNU.sparse."),
+        };
+        if is_bad {
+            return Err(refused);
+        }
+    }
+    Ok(event)
+}
+
 fn read_retrying(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match reader.read(buffer) {
@@ -448,7 +489,7 @@ fn convert(entry: &tar_core::parse::ParsedEntry<'_>, size: u64) -> Result<Entry>
 fn mtime(entry: &tar_core::parse::ParsedEntry<'_>) -> (i64, u32) {
     let whole = i64::try_from(entry.mtime).unwrap_or(0);
     let records = entry.pax.map(tar_core::PaxExtensions::new);
-    let text = records.and_then(|records| records.get("mtime"));
+    let text = records.and_then(|records| records.get(MTIME));
     text.and_then(parse_time).unwrap_or((whole, 0))
 }
 
@@ -520,6 +561,36 @@ mod tests {
             .unwrap();
         builder.append_data(&mut header, "second", content).unwrap();
         builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn files_from_before_1970_are_read_and_nothing_else_is_overlooked_for_them() {
+        let archive = |records: &[(&str, &[u8])]| {
+            let mut builder = tar::Builder::new(Vec::new());
+            builder
+                .append_pax_extensions(records.iter().copied())
+                .unwrap();
+            let mut header = tar::Header::new_ustar();
+            header.set_size(1);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, "old", &b"x"[..]).unwrap();
+            builder.into_inner().unwrap()
+        };
+        let early: (&str, &[u8]) = ("mtime", b"-1.25");
+        let bytes = archive(&[early, ("uid", b"7")]);
+        let mut stream = TarStream::new(bytes.as_slice());
+        let entry = stream.next_entry().unwrap().unwrap();
+        assert_eq!((entry.mtime, entry.uid), ((-2, 750_000_000), 7));
+        assert!(stream.next_entry().unwrap().is_none());
+        for bad in [
+            ("size", &b"-1"[..]),
+            ("uid", b"x"),
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.map", b"0,x"),
+        ] {
+            assert!(read_all(&archive(&[early, bad])).is_err(), "{bad:?}");
+        }
+        assert!(read_all(&archive(&[("mtime", b"soon")])).is_err());
     }
 
     #[test]
