@@ -333,6 +333,24 @@ ok "a default" env UDOCKER_DEFAULT_EXECUTION_MODE=P2 udocker create --name=three
 ok "it is that" udocker setup three
 says "execmode: P2"
 
+# The host's NVIDIA driver, of which the loader is told.
+ok "a container for it" udocker create --name=gpu app:1
+code 1 "setup --nvidia where there is none" udocker setup --nvidia gpu
+complains "host nvidia libraries not found"
+mkdir driver && echo driver > driver/libcuda.so.1.2 && ln -s libcuda.so.1.2 driver/libcuda.so.1
+ok "setup --nvidia" env LD_LIBRARY_PATH="$work/driver" udocker setup --nvidia gpu
+ok "it is known" udocker setup gpu
+says "nvidiamode: True"
+for mode in N R1 P2; do
+    ok "in $mode" udocker setup --execmode=$mode gpu
+    ok "it is seen" env LD_LIBRARY_PATH="$work/driver" $run gpu cat /usr/lib/libcuda.so.1 /usr/lib/libcuda.so.1.2
+    is "driver
+driver"
+done
+code 2 "a driver that is gone" $run gpu true
+complains "host nvidia libraries not found"
+ok "away" udocker rm gpu
+
 # Settings.
 cat > udocker.conf <<'END'
 # Without the head that later versions want.

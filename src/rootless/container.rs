@@ -148,6 +148,9 @@ pub struct Record {
     /// It is not removed, nor anything of it changed.
     #[serde(default)]
     pub protected: bool,
+    /// It sees the host's NVIDIA driver.
+    #[serde(default)]
+    pub nvidia: bool,
     /// The shared files it stands on: a name below `H/trees`.
     pub tree: String,
     /// Where its files are, if they are somebody else's and only lent to it.

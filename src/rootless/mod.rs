@@ -7,6 +7,7 @@
 //! - [`fake`]: what `fakechroot` needs changed in them, and back
 //! - [`files`]: files of a container's own, for modes that mount nothing
 //! - [`migrate`]: what udocker has, brought in
+//! - [`nvidia`]: the host's driver in them
 //! - [`process`]: what to run: words, environment, user, volumes
 //! - [`engine`]: how it is run
 //! - [`run`]: all of it together
@@ -19,6 +20,7 @@ pub mod fake;
 pub mod files;
 pub mod home;
 pub mod migrate;
+pub mod nvidia;
 pub mod process;
 pub mod run;
 pub mod tree;
@@ -27,4 +29,4 @@ pub use container::{Container, Mode, Record};
 pub use cpus::Cpus;
 pub use home::{Home, Name};
 pub use process::Wishes;
-pub use run::{DETACHED, exec, export, own_files, run, set_mode};
+pub use run::{DETACHED, exec, export, own_files, run, set_mode, set_nvidia};

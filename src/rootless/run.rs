@@ -4,7 +4,9 @@ use std::process::Stdio;
 
 use super::container::{Container, Mode};
 use super::home::Home;
+use super::nvidia::Driver;
 use super::process::{Process, Wishes};
+use super::tree::Tree;
 use super::{create, engine, fake, files};
 use crate::command::Child;
 use crate::config::Config;
@@ -102,6 +104,21 @@ pub fn set_mode(config: &Config, container: &mut Container, mode: Mode) -> Resul
     })
 }
 
+/// Have a container see the host's NVIDIA driver from now on, or not any more.
+///
+/// # Errors
+/// [`Kind::NotFound`] if the host has none; [`Kind::Refused`] if the container is protected, or something runs in it.
+pub fn set_nvidia(container: &mut Container, sees: bool) -> Result<()> {
+    if sees {
+        Driver::find()?;
+    }
+    let _still = create::stopped(container)?;
+    *container = container.reloaded()?;
+    container.check_unprotected()?;
+    container.record.nvidia = sees;
+    container.save()
+}
+
 /// Run one more command in a container that runs, and return its exit code.
 ///
 /// # Errors
@@ -191,7 +208,7 @@ pub(super) fn export_held(
 fn prepare(
     config: &Config,
     container: &Container,
-    wishes: Wishes,
+    mut wishes: Wishes,
 ) -> Result<(Process, Option<Runtime>)> {
     if config.is_system {
         fail!(
@@ -206,6 +223,22 @@ fn prepare(
     let mut image = container.image_config()?;
     if wishes.without_metadata {
         image.config = RunConfig::default();
+    }
+    if container.record.nvidia {
+        let driver = Driver::find()?;
+        let shared = || Tree::of(&Home::of(config), &container.record.tree).checkout();
+        let files = container.files().unwrap_or_else(shared);
+        // What the person binds to the same place counts.
+        let own = driver
+            .volumes(&files, !container.record.mode.mounts_nothing())?
+            .into_iter();
+        let own = own.filter(|volume| {
+            let mut asked = wishes.volumes.iter();
+            !asked.any(|other| other.destination == volume.destination)
+        });
+        let own: Vec<_> = own.collect();
+        wishes.volumes.extend(own);
+        wishes.devices.extend_from_slice(driver.devices());
     }
     let process = Process::new(&image.config, wishes, &container.record.id, &host)?;
     let runtime = match container.record.mode {

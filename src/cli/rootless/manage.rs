@@ -58,6 +58,10 @@ pub struct Setup {
     /// Have all files of its own belong to you again, readable and writable
     #[arg(long)]
     fixperm: bool,
+    /// Have it see the host's NVIDIA driver: libraries, programs and devices, read-only, as they are when something runs;
+    /// with "=false" not any more
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    nvidia: Option<bool>,
 }
 
 /// Make a container with all that was written to another one; its id is printed
@@ -218,14 +222,20 @@ impl Setup {
         let home = Home::of(call.config);
         let _turn = home.turn()?;
         let mut container = home.require(&self.container)?;
-        if self.mode.is_none() && !self.fixperm {
+        if self.mode.is_none() && !self.fixperm && self.nvidia.is_none() {
             call.out.line(format!("mode: {}", container.record.mode))?;
+            if container.record.nvidia {
+                call.out.line("nvidia: yes")?;
+            }
             return Ok(ExitCode::SUCCESS);
         }
         if self.fixperm {
             container.check_unprotected()?;
             let _still = create::stopped(&container)?;
             files::fix(&container.written())?;
+        }
+        if let Some(sees) = self.nvidia {
+            rootless::set_nvidia(&mut container, sees)?;
         }
         if let Some(mode) = self.mode {
             rootless::set_mode(call.config, &mut container, mode)?;

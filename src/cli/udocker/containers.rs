@@ -342,10 +342,10 @@ pub fn setup(call: &mut Call, words: &Words) -> Code {
     if container.record.protected {
         return failed("container is protected");
     }
-    if words.has("--nvidia") {
-        return failed(
-            "container setup failed: nvidia libraries are not set up by this program yet",
-        );
+    if words.has("--nvidia")
+        && let Err(error) = rootless::set_nvidia(&mut container, true)
+    {
+        return failed(&error.to_string());
     }
     if words.has("--fixperm") {
         let _still = create::stopped(&container)?;
@@ -354,7 +354,12 @@ pub fn setup(call: &mut Call, words: &Words) -> Code {
     let Some(mode) = words.value("--execmode") else {
         if words.options.is_empty() {
             call.result(format!("execmode: {}", container.record.mode))?;
-            call.result("nvidiamode: False")?;
+            let sees = if container.record.nvidia {
+                "True"
+            } else {
+                "False"
+            };
+            call.result(format!("nvidiamode: {sees}"))?;
         }
         return Ok(0);
     };
