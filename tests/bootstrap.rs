@@ -4,11 +4,13 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::Value;
 use support::images::{Compression, Image, Layer};
-use support::{Said as _, Scratch, must, program};
+use support::place::Place;
+use support::tree::{difference, listing};
+use support::{Said as _, must, program};
 use tar::EntryType;
 
 /// `cap_net_raw+ep`. Source: linux/capability.h, version 2.
@@ -19,91 +21,26 @@ const ACL: [u8; 44] = [
     255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
 ];
 
-struct Place {
-    scratch: Scratch,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self {
-            scratch: Scratch::new("bootstrap"),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.join(name)
-    }
-
-    fn run(&self, words: &str) -> Output {
-        self.command(words).output().unwrap()
-    }
-
-    fn command(&self, words: &str) -> Command {
-        let mut command = Command::new(program());
-        command
-            .arg("bootstrap")
-            .args(words.split_whitespace())
-            .current_dir(self.scratch.path())
-            .env("ATOMIC_OSTREE_CHECKOUT_PATH", self.path("store"))
-            .env("ATOMIC_RS_CONFIG", "/no/such/file");
-        command
-    }
-
-    fn ok(&self, words: &str) -> String {
-        let output = self.run(words);
-        assert_eq!(output.code(), 0, "{words}: {}", output.err());
-        output.out()
-    }
-
-    fn refused(&self, words: &str, why: &str) {
-        let output = self.run(words);
-        assert_ne!(output.code(), 0, "{words}");
-        assert!(output.err().contains(why), "{words}: {}", output.err());
-    }
-
-    /// What umoci makes of an image, as a listing.
-    fn reference(&self, layout: &Path) -> String {
-        let (named, bundle) = (self.path("named"), self.path("bundle"));
-        // It reads no image without a tag.
-        must(
-            Command::new("skopeo")
-                .args(["copy", "--quiet"])
-                .arg(format!("oci:{}", layout.display()))
-                .arg(format!("oci:{}:latest", named.display())),
-        );
-        must(
-            Command::new("umoci")
-                .args(["unpack", "--image"])
-                .arg(format!("{}:latest", named.display()))
-                .arg(&bundle),
-        );
-        let listing = undated(&listing(&bundle.join("rootfs")));
-        std::fs::remove_dir_all(&bundle).unwrap();
-        std::fs::remove_dir_all(&named).unwrap();
-        listing
-    }
-}
-
-/// All there is to say of a tree: kinds, modes, owners, sizes, times, targets, links, numbers of devices, attributes and
-/// contents; not of the time of the root itself, which no archive has to say.
-fn listing(tree: &Path) -> String {
-    let script = r#"
-        cd "$1" || exit 1
-        find . -path ./lost+found -prune -o \( -path . -printf '%p %y %m %U:%G\n' \) -o \
-            -printf '%p %y %m %U:%G %T@ %l %n ' \( -type d -printf '\n' -o -printf '%s\n' \) | LC_ALL=C sort
-        find . \( -type b -o -type c \) -exec stat -c '%n %t:%T' {} + | LC_ALL=C sort
-        find . -path ./lost+found -prune -o \( -type f -o -type d \) -print0 | LC_ALL=C sort -z |
-            xargs -0 getfattr --absolute-names -d -m - -e hex -- 2>/dev/null
-        find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum
-    "#;
-    let mut command = Command::new("sh");
-    let output = command
-        .args(["-c", script, "sh"])
-        .arg(tree)
-        .output()
-        .unwrap();
-    // Not all names are UTF-8.
-    output.out()
+/// What umoci makes of an image, as a listing.
+fn reference(place: &Place, layout: &Path) -> String {
+    let (named, bundle) = (place.path("named"), place.path("bundle"));
+    // It reads no image without a tag.
+    must(
+        Command::new("skopeo")
+            .args(["copy", "--quiet"])
+            .arg(format!("oci:{}", layout.display()))
+            .arg(format!("oci:{}:latest", named.display())),
+    );
+    must(
+        Command::new("umoci")
+            .args(["unpack", "--image"])
+            .arg(format!("{}:latest", named.display()))
+            .arg(&bundle),
+    );
+    let listing = undated(&listing(&bundle.join("rootfs")));
+    std::fs::remove_dir_all(&bundle).unwrap();
+    std::fs::remove_dir_all(&named).unwrap();
+    listing
 }
 
 /// Directories that no layer declares are as old as they are on the disk there, and begin with 1970 in ours.
@@ -188,12 +125,12 @@ fn image(count: usize) -> Image {
 
 #[test]
 fn a_directory_is_what_umoci_unpacks() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     for compression in [Compression::Gzip, Compression::Zstd] {
         let layout = place.path("layout");
         let _ = std::fs::remove_dir_all(&layout);
         image(3).write(&layout);
-        let wanted = place.reference(&layout);
+        let wanted = reference(&place, &layout);
         assert!(wanted.contains("dev/null 1:3"), "{wanted}");
         // Zstandard is too new for the reference; the layers are the same.
         if compression == Compression::Zstd {
@@ -232,18 +169,6 @@ fn a_directory_is_what_umoci_unpacks() {
     );
 }
 
-fn difference(one: &str, other: &str) -> String {
-    let only = |a: &str, b: &str, sign: char| {
-        let lines = a
-            .lines()
-            .filter(|line| !b.lines().any(|other| other == *line));
-        lines
-            .map(|line| format!("{sign} {line}\n"))
-            .collect::<String>()
-    };
-    only(one, other, '+') + &only(other, one, '-')
-}
-
 /// A disk image, mounted while this is there.
 struct Mounted {
     raw: PathBuf,
@@ -279,7 +204,7 @@ impl Drop for Mounted {
 
 #[test]
 fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     image(3).write(&place.path("layout"));
     for (format, file_system) in [("relative", "ext4"), ("absolute", "ext3")] {
         let paths = place.ok(&format!(
@@ -295,7 +220,7 @@ fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
             let part = place.path("part");
             let _ = std::fs::remove_dir_all(&part);
             image(number + 1).write(&part);
-            let wanted = place.reference(&part);
+            let wanted = reference(&place, &part);
             let mounted = Mounted::new(Path::new(path), place.path("mount"));
             let found = listing(&mounted.path);
             assert!(found == wanted, "{path}: {}", difference(&found, &wanted));
@@ -305,7 +230,7 @@ fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
     std::fs::write(place.path("password"), "secret\nnot this\n").unwrap();
     let flat = place.ok("--format qcow2 --flat --size 256M oci:./layout ./flat");
     assert_eq!(flat.lines().count(), 1);
-    let wanted = place.reference(&place.path("layout"));
+    let wanted = reference(&place, &place.path("layout"));
     let found = listing(&Mounted::new(Path::new(flat.trim()), place.path("mount")).path);
     assert!(found == wanted, "{}", difference(&found, &wanted));
     let raw = place.ok("--format raw --size 256M oci:./layout ./raw");
@@ -331,7 +256,7 @@ fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
 
 #[test]
 fn root_gets_a_password_and_files_get_owners() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     image(1).write(&place.path("layout"));
     std::fs::write(place.path("password"), "secret\n").unwrap();
     place.ok(
@@ -400,7 +325,7 @@ fn root_gets_a_password_and_files_get_owners() {
 
 #[test]
 fn archives_of_all_kinds_are_one_layer() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     std::fs::create_dir(place.path("tree")).unwrap();
     std::fs::write(place.path("tree/file"), "content").unwrap();
     for (number, (program, name)) in [
@@ -417,7 +342,7 @@ fn archives_of_all_kinds_are_one_layer() {
         must(
             Command::new("sh")
                 .args(["-c", &script])
-                .current_dir(place.scratch.path()),
+                .current_dir(place.directory()),
         );
         let source = match number {
             0 => format!("file://{}", place.path(name).display()),
@@ -432,10 +357,10 @@ fn archives_of_all_kinds_are_one_layer() {
     // What is damaged leaves nothing.
     let bytes = std::fs::read(place.path("a.tar.gz")).unwrap();
     std::fs::write(place.path("cut.tar.gz"), &bytes[..bytes.len() / 2]).unwrap();
-    let before = std::fs::read_dir(place.scratch.path()).unwrap().count();
+    let before = std::fs::read_dir(place.directory()).unwrap().count();
     place.refused("./cut.tar.gz ./cut", "cut off");
     assert_eq!(
-        std::fs::read_dir(place.scratch.path()).unwrap().count(),
+        std::fs::read_dir(place.directory()).unwrap().count(),
         before
     );
     // What is in the way stays.
@@ -471,7 +396,7 @@ fn archives_of_all_kinds_are_one_layer() {
     assert!(mounts.contains(&mount.display().to_string()));
     assert!(trap.exists());
     // A bomb behind a bad entry is not unpacked.
-    must(Command::new("sh").args(["-c", "tar -c --transform='s,^,../,' -P tree/file > bad.tar; head -c 3000000000 /dev/zero | xz -0 > zeros.xz; xz -c bad.tar > bad.tar.xz; cat zeros.xz >> bad.tar.xz"]).current_dir(place.scratch.path()));
+    must(Command::new("sh").args(["-c", "tar -c --transform='s,^,../,' -P tree/file > bad.tar; head -c 3000000000 /dev/zero | xz -0 > zeros.xz; xz -c bad.tar > bad.tar.xz; cat zeros.xz >> bad.tar.xz"]).current_dir(place.directory()));
     let begun = std::time::Instant::now();
     place.refused("./bad.tar.xz ./bad", "leads upwards");
     assert!(begun.elapsed().as_secs() < 3, "{:?}", begun.elapsed());
@@ -486,13 +411,13 @@ fn watched(place: &Place) -> String {
     must(
         Command::new("sh")
             .args(["-c", script, "sh"])
-            .arg(place.scratch.path()),
+            .arg(place.directory()),
     )
 }
 
 #[test]
 fn hostile_layers_reach_nothing_outside() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     let victim = place.path("victim");
     std::fs::create_dir(&victim).unwrap();
     for name in ["f", "keep"] {
@@ -668,7 +593,7 @@ fn hostile_layers_reach_nothing_outside() {
 
 #[test]
 fn what_is_interrupted_leaves_nothing_mounted_and_nothing_behind() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     let big = Layer::new().file("big", 0o644, vec![7; 60_000_000]);
     Image::new()
         .layer(big)
@@ -705,7 +630,7 @@ fn what_is_interrupted_leaves_nothing_mounted_and_nothing_behind() {
     }
     // The next one sweeps what killed ones left.
     place.ok("--format qcow2 --size 256M oci:./layout ./out");
-    let left: Vec<_> = std::fs::read_dir(place.scratch.path())
+    let left: Vec<_> = std::fs::read_dir(place.directory())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .filter(|name| name.to_string_lossy().contains(".atomic-rs-"))
@@ -718,13 +643,13 @@ fn what_is_interrupted_leaves_nothing_mounted_and_nothing_behind() {
 /// By the other name: that one's options and exit codes.
 #[test]
 fn virt_bootstrap_is_a_name_of_ours() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     let link = place.path("virt-bootstrap");
     std::os::unix::fs::symlink(program(), &link).unwrap();
     let run = |words: &str| {
         Command::new(&link)
             .args(words.split_whitespace())
-            .current_dir(place.scratch.path())
+            .current_dir(place.directory())
             .env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"))
             .output()
             .unwrap()
@@ -734,7 +659,7 @@ fn virt_bootstrap_is_a_name_of_ours() {
     must(
         Command::new("tar")
             .args(["-C", "tree", "-cJf", "a.tar.xz", "."])
-            .current_dir(place.scratch.path()),
+            .current_dir(place.directory()),
     );
     let archive = place.path("a.tar.xz").display().to_string();
     let made = run(&format!("--status-only file://{archive} ./root"));
@@ -769,10 +694,128 @@ fn virt_bootstrap_is_a_name_of_ours() {
     assert_eq!(run("--help").code(), 0);
 }
 
+/// The program as somebody who is not root, in a directory of theirs.
+fn as_user(place: &Place) -> Command {
+    let mine = place.path("mine");
+    if !mine.exists() {
+        std::fs::create_dir(&mine).unwrap();
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(&mine, open).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=4711", "--regid=4711", "--clear-groups"])
+        .arg(program())
+        .arg("bootstrap")
+        .current_dir(&mine)
+        .env("HOME", &mine)
+        .env("PATH", "/usr/bin:/bin")
+        .env_remove("XDG_DATA_HOME")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("ATOMIC_RS_CONFIG", "/no/such/file");
+    command
+}
+
+/// Without root disks are made by other means, have the very files and owners, and are the same each time.
+#[test]
+fn ordinary_users_make_chains_of_disks_too() {
+    let place = Place::new("bootstrap");
+    image(3).write(&place.path("layout"));
+    let layout = format!("oci:{}", place.path("layout").display());
+    for file_system in ["ext4", "ext3"] {
+        let make = |name: &str| {
+            let output = as_user(&place)
+                .args([
+                    "--format",
+                    "qcow2",
+                    "--size",
+                    "256M",
+                    "--force",
+                    "--fs",
+                    file_system,
+                ])
+                .args([layout.as_str(), name])
+                .output()
+                .unwrap();
+            assert_eq!(output.code(), 0, "{}", output.err());
+            output.out()
+        };
+        let (paths, again) = (make("disks"), make("again"));
+        assert_eq!(paths.lines().count(), 3, "{paths}");
+        for (number, (path, other)) in paths.lines().zip(again.lines()).enumerate() {
+            assert!(std::fs::read(path).unwrap() == std::fs::read(other).unwrap());
+            let part = place.path("part");
+            let _ = std::fs::remove_dir_all(&part);
+            image(number + 1).write(&part);
+            let wanted = reference(&place, &part);
+            let mounted = Mounted::new(Path::new(path), place.path("mount"));
+            let found = listing(&mounted.path);
+            assert!(found == wanted, "{path}: {}", difference(&found, &wanted));
+        }
+    }
+    // Odd names, a password, other owners, an archive, and one image of all.
+    let odd = Layer::new()
+        .file("etc/shadow", 0o640, "root:*:1::::::\n")
+        .file("with \"quotes\" and 'others' \\ $x", 0o644, "odd")
+        .owned_file("owned", 0o4755, 1000, "owned")
+        .file("-dash", 0o644, "")
+        .symlink("li nk", &"t".repeat(200))
+        .hardlink("dir/hard", "owned");
+    Image::new().layer(odd).write(&place.path("odd"));
+    std::fs::write(place.path("password"), "secret\n").unwrap();
+    let output = as_user(&place)
+        .args([
+            "--format",
+            "qcow2",
+            "--flat",
+            "--size",
+            "64M",
+            "--idmap",
+            "0:5000:1000",
+            "--idmap",
+            "1000:0:1",
+        ])
+        .args(["--root-password", "file:../password"])
+        .arg(format!("oci:{}", place.path("odd").display()))
+        .arg("odd")
+        .output()
+        .unwrap();
+    assert_eq!(output.code(), 0, "{}", output.err());
+    let mounted = Mounted::new(Path::new(output.out().trim()), place.path("mount"));
+    let found = listing(&mounted.path);
+    for text in [
+        "./with \"quotes\" and 'others' \\ $x f 644 5000:5000",
+        "./owned f 4755 0:0 1600000000.0000000000  2 5",
+        "./dir/hard f 4755 0:0",
+        "./etc/shadow f 640 5000:5000",
+        "./-dash f 644",
+    ] {
+        assert!(found.contains(text), "{text}: {found}");
+    }
+    let shadow = std::fs::read_to_string(mounted.path.join("etc/shadow")).unwrap();
+    assert!(shadow.starts_with("root:$6$"), "{shadow}");
+    drop(mounted);
+    // What does not fit is an error, and leaves nothing.
+    Image::new()
+        .layer(Layer::new().file("big", 0o644, vec![7; 3_000_000]))
+        .write(&place.path("big"));
+    let output = as_user(&place)
+        .args(["--format", "qcow2", "--size", "2M"])
+        .args([
+            format!("oci:{}", place.path("big").display()).as_str(),
+            "small",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.code(), 1, "{}", output.err());
+    assert!(output.err().contains("No space left"), "{}", output.err());
+    assert!(!place.path("mine/small").exists());
+}
+
 /// Without root all files are one's own, and devices are left out and counted.
 #[test]
 fn ordinary_users_make_directories_of_their_own() {
-    let place = Place::new();
+    let place = Place::new("bootstrap");
     image(3).write(&place.path("layout"));
     let open = std::fs::Permissions::from_mode(0o777);
     std::fs::create_dir(place.path("mine")).unwrap();

@@ -7,8 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::directory::is_mount_point;
 use super::lay::Lay;
-use super::qcow2;
-use super::{Form, Layers, NEW, Progress, Request, set_password};
+use super::script::{self, Script};
+use super::{Form, Layers, NEW, Progress, Request, password, qcow2, set_password};
 use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -16,6 +16,10 @@ use crate::fail;
 
 /// Where the file system is mounted meanwhile.
 const MOUNT: &str = ".mount";
+/// Where scripts are that do without.
+const SCRATCH: &str = ".scratch";
+/// A file system's name where the same layers are to give the same bytes.
+const UUID: &str = "6e1d2a52-8c07-4b8e-9d5e-3f0f5b0c7a11";
 
 /// What goes onto a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,9 +94,8 @@ pub fn make(
     let file = File::create_new(&raw).context(|| format!("cannot create {raw}"))?;
     file.set_len(disk.size)
         .context(|| format!("cannot create {raw}"))?;
-    make_file_system(&raw, disk.file_system)?;
-    let mount = directory.join(MOUNT);
-    std::fs::create_dir(&mount).context(|| format!("cannot create {mount}"))?;
+    let is_root = rustix::process::geteuid().is_root();
+    make_file_system(&raw, disk.file_system, is_root)?;
     let file = File::open(&raw).context(|| format!("cannot open {raw}"))?;
     let mut cuts = Cuts {
         disk: qcow2::Disk::new(file, disk.size),
@@ -101,41 +104,109 @@ pub fn make(
             .context(|| request.destination.to_string())?,
         names: Vec::new(),
     };
-    let mounted = Mounted::new(&raw, &mount)?;
-    let chain_backing = chain.and_then(|(flat, backing)| (!flat).then_some(backing));
-    let steps = layers.count() + usize::from(request.root_password.is_some());
-    let mut left_out = 0;
-    for number in 0..steps {
-        if number < layers.count() {
-            let is_new = number == 0;
-            let mut lay = Lay::into(
-                mount.as_std_path(),
-                &request.ids,
-                true,
-                is_new,
-                &config.interrupt,
-            )?;
-            layers.lay(number, &mut lay, progress)?;
-            left_out += lay.finish()?;
-        } else {
-            set_password(request, &mount)?;
-        }
-        if let Some(backing) = chain_backing
-            && number + 1 < steps
-        {
-            mounted.while_frozen(|| cuts.cut(backing))?;
-        }
-    }
-    mounted.end()?;
+    let way = Way {
+        config,
+        layers,
+        request,
+        chain: chain.and_then(|(flat, backing)| (!flat).then_some(backing)),
+    };
+    let left_out = if is_root {
+        way.mounted(&raw, directory, &mut cuts, progress)?
+    } else {
+        way.scripted(&raw, directory, &mut cuts, progress)?
+    };
     if let Some((_, backing)) = chain {
         cuts.cut(backing)?;
     }
-    std::fs::remove_dir(&mount).context(|| format!("cannot remove {mount}"))?;
     if chain.is_none() {
         return Ok((vec!["disk.raw".into()], left_out));
     }
     std::fs::remove_file(&raw).context(|| format!("cannot remove {raw}"))?;
     Ok((cuts.names, left_out))
+}
+
+/// How the file system is filled. All but the last image of a chain are cut on the way.
+struct Way<'w> {
+    config: &'w Config,
+    layers: &'w Layers<'w>,
+    request: &'w Request,
+    chain: Option<Backing>,
+}
+
+impl Way<'_> {
+    fn steps(&self) -> usize {
+        self.layers.count() + usize::from(self.request.root_password.is_some())
+    }
+
+    /// By the kernel, which is much quicker about it.
+    fn mounted(
+        &self,
+        raw: &Utf8Path,
+        directory: &Utf8Path,
+        cuts: &mut Cuts<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<u64> {
+        let mount = directory.join(MOUNT);
+        std::fs::create_dir(&mount).context(|| format!("cannot create {mount}"))?;
+        let mounted = Mounted::new(raw, &mount)?;
+        let mut left_out = 0;
+        for number in 0..self.steps() {
+            if number < self.layers.count() {
+                let is_new = number == 0;
+                let mut lay = Lay::into(
+                    mount.as_std_path(),
+                    &self.request.ids,
+                    true,
+                    is_new,
+                    &self.config.interrupt,
+                )?;
+                self.layers.lay(number, &mut lay, progress)?;
+                left_out += lay.finish()?;
+            } else {
+                set_password(self.request, &mount)?;
+            }
+            if let Some(backing) = self.chain
+                && number + 1 < self.steps()
+            {
+                mounted.while_frozen(|| cuts.cut(backing))?;
+            }
+        }
+        mounted.end()?;
+        std::fs::remove_dir(&mount).context(|| format!("cannot remove {mount}"))?;
+        Ok(left_out)
+    }
+
+    /// By scripts for debugfs, for those who may mount nothing.
+    fn scripted(
+        &self,
+        raw: &Utf8Path,
+        directory: &Utf8Path,
+        cuts: &mut Cuts<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<u64> {
+        let scratch = directory.join(SCRATCH);
+        std::fs::create_dir(&scratch).context(|| format!("cannot create {scratch}"))?;
+        let script = Script::new(raw, scratch.clone())?;
+        let mut lay = Lay::onto(script, &self.request.ids, &self.config.interrupt);
+        for number in 0..self.layers.count() {
+            self.layers.lay(number, &mut lay, progress)?;
+            if let Some(backing) = self.chain
+                && number + 1 < self.steps()
+            {
+                cuts.cut(backing)?;
+            }
+        }
+        if let Some(password) = &self.request.root_password {
+            lay.target().set_password(&password::hash(password)?)?;
+        }
+        std::fs::remove_dir_all(&scratch).context(|| format!("cannot remove {scratch}"))?;
+        // It is not the kernel that has written it.
+        let check = Child::new(script::program("e2fsck")).args(["-fn", raw.as_str()]);
+        check
+            .run()
+            .map_err(|error| error.within("the file system is not what it should be"))?;
+        lay.finish()
+    }
 }
 
 /// The images of a chain.
@@ -162,20 +233,18 @@ impl Cuts<'_> {
     }
 }
 
-fn make_file_system(raw: &Utf8Path, kind: FileSystem) -> Result<()> {
+/// By root with a name of its own; by others always the same one.
+fn make_file_system(raw: &Utf8Path, kind: FileSystem, is_root: bool) -> Result<()> {
     // What is not written is zeros already.
-    Child::new("mke2fs")
-        .args([
-            "-q",
-            "-F",
-            "-t",
-            kind.name(),
-            "-E",
-            "nodiscard,root_owner=0:0",
-        ])
-        .arg(raw)
-        .run()
-        .map(|_| ())
+    let mut extended = "nodiscard,root_owner=0:0".to_owned();
+    let mut child = Child::new(script::program("mke2fs")).args(["-q", "-F", "-t", kind.name()]);
+    if !is_root {
+        extended.push_str(",hash_seed=");
+        extended.push_str(UUID);
+        child = child.args(["-U", UUID]);
+        child = child.env(script::TIME_VARIABLE, script::TIME);
+    }
+    child.args(["-E", &extended]).arg(raw).run().map(|_| ())
 }
 
 /// Unmount what a killed one has left mounted in its directory.

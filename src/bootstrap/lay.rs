@@ -7,11 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use camino::Utf8PathBuf;
+
 use super::ids::Ids;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::interrupt::Interrupt;
-use crate::safefs::{Meta, Unpack, finish_file};
+use crate::safefs::{Device, Meta, Unpack, finish_file};
 use crate::store::tar::{Entry, EntryKind, TarStream};
 use crate::store::{LayerStream, Store, is_kept_xattr};
 
@@ -24,23 +26,51 @@ const OF_AUFS: &[u8] = b".wh..wh.";
 const COPIERS: usize = 2;
 const WAITING: usize = 32;
 
-/// Lays layers into a directory, the base first.
-pub struct Lay<'a> {
-    unpack: Unpack,
+/// What layers are laid into.
+pub trait Target {
+    /// A directory; one that is there stays, with what is in it.
+    fn dir(&mut self, path: &[u8], meta: &Meta) -> Result<()>;
+    /// A regular file, in place of whatever is there.
+    fn file(&mut self, path: &[u8], meta: Meta, content: Content<'_>) -> Result<()>;
+    /// A symbolic link, in place of whatever is there.
+    fn symlink(&mut self, path: &[u8], target: &[u8], meta: &Meta) -> Result<()>;
+    /// A device or a fifo, in place of whatever is there.
+    ///
+    /// # Errors
+    /// [`Kind::Permission`] for a device that this process may not make.
+    fn device(&mut self, path: &[u8], device: Device, meta: &Meta) -> Result<()>;
+    /// A further name of a file.
+    fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()>;
+    /// Take away what layers below have at `path`.
+    fn white_out(&mut self, path: &[u8]) -> Result<()>;
+    /// Take away all that layers below have in the directory at `path`.
+    fn make_opaque(&mut self, path: &[u8]) -> Result<()>;
+    /// The layer is through.
+    fn end_layer(&mut self) -> Result<()>;
+    /// All layers are through.
+    fn finish(self) -> Result<()>;
+}
+
+/// Where the content of a file is.
+pub enum Content<'c> {
+    /// In this file, which nobody changes.
+    Stored(Utf8PathBuf),
+    /// In what comes next.
+    Stream(&'c mut dyn Read),
+}
+
+/// Lays layers, the base first.
+pub struct Lay<'a, T> {
+    target: T,
     ids: &'a Ids,
-    gives_owners: bool,
     interrupt: &'a Interrupt,
+    /// Whether whiteouts are files like others.
+    is_literal: bool,
     /// Entries that could not be made: devices, for those who may not.
     left_out: u64,
 }
 
-/// Where the content of a file is.
-enum Content<'c> {
-    Object(File),
-    Stream(&'c mut dyn Read),
-}
-
-impl<'a> Lay<'a> {
+impl<'a> Lay<'a, Tree> {
     /// Lay into `directory`, which nobody else writes to; `is_new`: the base comes first. Only those who may give files away give them owners.
     pub fn into(
         directory: &Path,
@@ -49,13 +79,37 @@ impl<'a> Lay<'a> {
         is_new: bool,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
-        Ok(Self {
+        let tree = Tree {
             unpack: Unpack::new(directory, gives_owners, is_new)?,
-            ids,
             gives_owners,
+            copiers: None,
+        };
+        Ok(Self::onto(tree, ids, interrupt))
+    }
+}
+
+impl<'a, T: Target> Lay<'a, T> {
+    /// Lay onto this.
+    pub fn onto(target: T, ids: &'a Ids, interrupt: &'a Interrupt) -> Self {
+        Self {
+            target,
+            ids,
             interrupt,
+            is_literal: false,
             left_out: 0,
-        })
+        }
+    }
+
+    /// The same for a layer that is to be seen as such: a whiteout is an empty file.
+    #[must_use]
+    pub fn literally(mut self) -> Self {
+        self.is_literal = true;
+        self
+    }
+
+    /// What they are laid into.
+    pub fn target(&mut self) -> &mut T {
+        &mut self.target
     }
 
     /// Lay a stored layer. `progress` hears of bytes.
@@ -65,22 +119,19 @@ impl<'a> Lay<'a> {
         layer: &mut LayerStream,
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
-        let copiers = Copiers::start(self.gives_owners)?;
         while let Some(entry) = layer.next_entry()? {
             let object = layer.object();
-            let object = object
-                .map(|object| store.open_object(&object))
-                .transpose()?;
             if let EntryKind::File { size } = entry.kind {
                 progress(size);
             }
             match object {
-                Some(object) => self.entry(&entry, Content::Object(object), &copiers)?,
-                None => self.entry(&entry, Content::Stream(&mut layer.content()), &copiers)?,
+                Some(object) => {
+                    self.entry(&entry, Content::Stored(store.object_path(&object)))?;
+                }
+                None => self.entry(&entry, Content::Stream(&mut layer.content()))?,
             }
         }
-        copiers.finish()?;
-        self.unpack.end_layer()
+        self.target.end_layer()
     }
 
     /// Lay an archive that is read as it comes.
@@ -89,25 +140,23 @@ impl<'a> Lay<'a> {
         archive: &mut TarStream<R>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
-        let copiers = Copiers::start(self.gives_owners)?;
         while let Some(entry) = archive.next_entry()? {
             if let EntryKind::File { size } = entry.kind {
                 progress(size);
             }
             let mut content = archive.content();
-            self.entry(&entry, Content::Stream(&mut content), &copiers)?;
+            self.entry(&entry, Content::Stream(&mut content))?;
         }
-        copiers.finish()?;
-        self.unpack.end_layer()
+        self.target.end_layer()
     }
 
     /// All layers are laid: how many entries could not be made.
     pub fn finish(self) -> Result<u64> {
-        self.unpack.finish()?;
+        self.target.finish()?;
         Ok(self.left_out)
     }
 
-    fn entry(&mut self, entry: &Entry, content: Content<'_>, copiers: &Copiers) -> Result<()> {
+    fn entry(&mut self, entry: &Entry, content: Content<'_>) -> Result<()> {
         self.interrupt.check()?;
         let path = entry.path.as_slice();
         let trimmed = path.strip_suffix(b"/").unwrap_or(path);
@@ -115,43 +164,22 @@ impl<'a> Lay<'a> {
             Some(at) => (&trimmed[..at], &trimmed[at + 1..]),
             None => (&b""[..], trimmed),
         };
-        if name == OPAQUE {
-            return self.unpack.make_opaque(above);
-        }
-        if name.starts_with(OF_AUFS) {
-            return Ok(());
-        }
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            if matches!(hidden, b"" | b"." | b"..") {
-                fail!(Kind::Invalid, "a whiteout of nothing");
-            }
-            return self.unpack.white_out(&[above, hidden].join(&b'/'));
+        if !self.is_literal
+            && let Some(done) = self.whiteout(above, name)
+        {
+            return done;
         }
         let meta = self.meta(entry);
         match &entry.kind {
-            EntryKind::Directory => self.unpack.dir(path, &meta),
-            EntryKind::Symlink(target) => self.unpack.symlink(path, target, &meta),
-            EntryKind::HardLink(target) => self.unpack.hard_link(path, target),
-            EntryKind::File { .. } => {
-                let mut file = self.unpack.file(path)?;
-                match content {
-                    Content::Object(from) => copiers.copy(Job {
-                        from,
-                        to: file,
-                        meta,
-                    }),
-                    Content::Stream(mut from) => {
-                        let failed = || format!("cannot unpack \"{}\"", show(path));
-                        io::copy(&mut from, &mut file).context(failed)?;
-                        finish_file(&file, &meta, self.gives_owners).context(failed)
-                    }
-                }
-            }
+            EntryKind::Directory => self.target.dir(path, &meta),
+            EntryKind::Symlink(target) => self.target.symlink(path, target, &meta),
+            EntryKind::HardLink(target) => self.target.hard_link(path, target),
+            EntryKind::File { .. } => self.target.file(path, meta, content),
             EntryKind::Special(None) => {
                 self.leave_out(path, "it is of an unknown kind");
                 Ok(())
             }
-            EntryKind::Special(Some(device)) => match self.unpack.device(path, *device, &meta) {
+            EntryKind::Special(Some(device)) => match self.target.device(path, *device, &meta) {
                 Err(error) if error.kind() == Kind::Permission => {
                     self.leave_out(path, "only root may make devices");
                     Ok(())
@@ -159,6 +187,22 @@ impl<'a> Lay<'a> {
                 made => made,
             },
         }
+    }
+
+    /// Take away what a whiteout hides; nothing if it is none.
+    fn whiteout(&mut self, above: &[u8], name: &[u8]) -> Option<Result<()>> {
+        if name == OPAQUE {
+            return Some(self.target.make_opaque(above));
+        }
+        if name.starts_with(OF_AUFS) {
+            return Some(Ok(()));
+        }
+        let hidden = name.strip_prefix(WHITEOUT)?;
+        if matches!(hidden, b"" | b"." | b"..") {
+            let error = Error::new(Kind::Invalid, "a whiteout of nothing");
+            return Some(Err(error));
+        }
+        Some(self.target.white_out(&[above, hidden].join(&b'/')))
     }
 
     fn leave_out(&mut self, path: &[u8], why: &str) {
@@ -175,6 +219,69 @@ impl<'a> Lay<'a> {
             mtime: entry.mtime,
             xattrs: kept.cloned().collect(),
         }
+    }
+}
+
+/// A directory, whose files are filled by threads.
+pub struct Tree {
+    unpack: Unpack,
+    gives_owners: bool,
+    /// Those of the layer at hand.
+    copiers: Option<Copiers>,
+}
+
+impl Target for Tree {
+    fn dir(&mut self, path: &[u8], meta: &Meta) -> Result<()> {
+        self.unpack.dir(path, meta)
+    }
+
+    fn file(&mut self, path: &[u8], meta: Meta, content: Content<'_>) -> Result<()> {
+        let mut file = self.unpack.file(path)?;
+        let failed = || format!("cannot unpack \"{}\"", show(path));
+        match content {
+            Content::Stored(from) => {
+                let from = File::open(&from).context(|| format!("cannot open {from}"))?;
+                let to = file;
+                let copiers = match &self.copiers {
+                    Some(copiers) => copiers,
+                    None => self.copiers.insert(Copiers::start(self.gives_owners)?),
+                };
+                copiers.copy(Job { from, to, meta })
+            }
+            Content::Stream(mut from) => {
+                io::copy(&mut from, &mut file).context(failed)?;
+                finish_file(&file, &meta, self.gives_owners).context(failed)
+            }
+        }
+    }
+
+    fn symlink(&mut self, path: &[u8], target: &[u8], meta: &Meta) -> Result<()> {
+        self.unpack.symlink(path, target, meta)
+    }
+
+    fn device(&mut self, path: &[u8], device: Device, meta: &Meta) -> Result<()> {
+        self.unpack.device(path, device, meta)
+    }
+
+    fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
+        self.unpack.hard_link(path, target)
+    }
+
+    fn white_out(&mut self, path: &[u8]) -> Result<()> {
+        self.unpack.white_out(path)
+    }
+
+    fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
+        self.unpack.make_opaque(path)
+    }
+
+    fn end_layer(&mut self) -> Result<()> {
+        self.copiers.take().map_or(Ok(()), Copiers::finish)?;
+        self.unpack.end_layer()
+    }
+
+    fn finish(self) -> Result<()> {
+        self.unpack.finish()
     }
 }
 

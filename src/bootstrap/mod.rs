@@ -5,14 +5,17 @@
 //! - `lay`: the layers, one after the other, into a directory
 //! - `directory`: beside its place, and renamed when it is whole
 //! - `disk`: a file system for them, and an image of it after each layer
+//! - `script`, `model`: the same without a mount, for those who may not
 //! - `qcow2`: the format of these
 
 mod directory;
 mod disk;
 pub mod ids;
 mod lay;
+mod model;
 pub mod password;
 mod qcow2;
+mod script;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -24,13 +27,14 @@ use crate::pull;
 use crate::store::Store;
 use crate::store::images::StoredImage;
 use crate::store::tar::TarStream;
-use directory::Staged;
+pub(crate) use directory::{Staged, check as check_destination};
 pub use disk::{Backing, FileSystem};
 use ids::Ids;
-use lay::Lay;
+pub(crate) use lay::Lay;
+use lay::Target;
 
 /// In a staged directory, what is made.
-const NEW: &str = "new";
+pub(crate) const NEW: &str = "new";
 
 /// Where the files come from.
 pub enum Source<'s> {
@@ -150,7 +154,12 @@ impl<'s> Layers<'s> {
     }
 
     /// Lay one of them; the first one is 0.
-    fn lay(&self, number: usize, lay: &mut Lay<'_>, progress: &mut dyn Progress) -> Result<()> {
+    fn lay<T: Target>(
+        &self,
+        number: usize,
+        lay: &mut Lay<'_, T>,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
         progress.layer(number + 1, self.count());
         let mut advance = |bytes| progress.advance(bytes);
         match self {
@@ -173,13 +182,7 @@ impl<'s> Layers<'s> {
 /// Those of [`make`] that are known without a source.
 pub fn check(request: &Request) -> Result<()> {
     let is_root = rustix::process::geteuid().is_root();
-    if !is_root && request.form != Form::Directory {
-        fail!(
-            Kind::Permission,
-            "disk images are made with loop mounts, which only root may have"
-        );
-    }
-    if !is_root && !request.ids.is_empty() {
+    if !is_root && request.form == Form::Directory && !request.ids.is_empty() {
         fail!(
             Kind::Permission,
             "only root can give files to other users: without the ranges of ids they are all yours"

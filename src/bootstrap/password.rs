@@ -20,7 +20,7 @@ const ROUNDS: u32 = 656_000;
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Written as 16 characters, of which login programs read no more. Source: crypt(5).
 const SALT_BYTES: usize = 12;
-const SHADOW: &str = "etc/shadow";
+pub(super) const SHADOW: &str = "etc/shadow";
 const IS_LINK: &str =
     "/etc/shadow is a link or behind one: root's password is not written through it";
 
@@ -146,7 +146,8 @@ pub fn set(root: &Path, hash: &str) -> Result<()> {
     file.set_len(text.len() as u64).context(failed)
 }
 
-fn replace(text: &[u8], hash: &str) -> Result<Vec<u8>> {
+/// The text of a shadow file with this hash in root's line.
+pub(super) fn replace(text: &[u8], hash: &str) -> Result<Vec<u8>> {
     let mut found = false;
     let lines: Vec<Vec<u8>> = text
         .split(|byte| *byte == b'\n')

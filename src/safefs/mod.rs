@@ -3,6 +3,7 @@
 //! The only room that resolves a path taken from an image, and the only one with `unsafe`.
 
 mod atomic;
+pub mod entry_path;
 mod files;
 pub mod libostree;
 mod lock;
@@ -23,7 +24,7 @@ pub use process::{
     Identity, Leave, become_root, close_on_exec, end_with_parent, inherited, keep_open, leave,
     run_as, status_of_ended,
 };
-pub use root::{Root, xattrs_of};
+pub use root::{Root, all_xattrs, xattrs_of};
 pub use unpack::{Device, Meta, Unpack, finish_file};
 
 use std::fs::File;

@@ -192,6 +192,15 @@ pub fn xattrs_of(path: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
 
 /// Those of an open file.
 fn xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
+    let all = all_xattrs(fd)?.into_iter();
+    let named = all.filter_map(|(name, value)| Some((String::from_utf8(name).ok()?, value)));
+    Ok(named
+        .filter(|(name, _)| name == "security.capability" || name.starts_with("user."))
+        .collect())
+}
+
+/// All extended attributes of an open file, which may be open for its path alone.
+pub fn all_xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     // A descriptor for the path alone has none.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let mut buffer = vec![0; XATTR_BYTES];
@@ -200,15 +209,19 @@ fn xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
         Err(Errno::NOTSUP) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let names = names.split(|byte| *byte == 0);
-    names
-        .filter_map(|name| std::str::from_utf8(name).ok())
-        .filter(|name| *name == "security.capability" || name.starts_with("user."))
-        .map(|name| {
-            let length = rustix::fs::getxattr(&path, name, buffer.as_mut_slice())?;
-            Ok((name.to_owned(), buffer[..length].to_vec()))
-        })
-        .collect()
+    let mut out = Vec::new();
+    for name in names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        match rustix::fs::getxattr(&path, name, buffer.as_mut_slice()) {
+            Ok(length) => out.push((name.to_vec(), buffer[..length].to_vec())),
+            // It was listed, and went; or it is not for us.
+            Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(out)
 }
 
 fn nonempty(path: &str) -> &str {

@@ -1,15 +1,16 @@
 //! A stored layer as the archive that it came in, without its files' contents, which are objects.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read};
+
+use camino::Utf8PathBuf;
 
 use super::Store;
 use super::objects::Checksum;
 use super::side::{Record, Records};
 use super::tar::{Entry, TarStream};
 use super::writers::{FILE, object_path};
-use crate::error::{Context as _, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::fail;
 use crate::image::Digest;
 
@@ -115,9 +116,8 @@ impl Store {
         })
     }
 
-    /// The content of a stored file.
-    pub fn open_object(&self, checksum: &Checksum) -> Result<File> {
-        let path = self.path.join("objects").join(object_path(checksum, FILE));
-        File::open(&path).context(|| format!("cannot open {path}"))
+    /// Where the content of a stored file is, which nobody changes.
+    pub fn object_path(&self, checksum: &Checksum) -> Utf8PathBuf {
+        self.path.join("objects").join(object_path(checksum, FILE))
     }
 }

@@ -4,8 +4,11 @@
 pub mod debian;
 pub mod host;
 pub mod images;
+pub mod place;
 pub mod registry;
+pub mod tree;
 pub mod user;
+pub mod wire;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
