@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: words in, words out
 //! - [`container`]: system and user containers: install, update, rollback, uninstall, run, verify, mount
+//! - [`inject`]: one layer of an image that lives in a registry
 //! - [`archive`]: images as directories that are versioned
 //! - [`bootstrap`]: an image as a root filesystem: a directory or disk images
 //! - [`rootless`]: containers of people without root: create, run
@@ -15,6 +16,7 @@
 //! - [`template`]: `$NAME` substitution, Tera, variables, escaping by context
 //! - [`store`]: images in the `OSTree` repository: import, merged tree, checkout, verify, export, prune
 //! - [`transport`]: images from and to anywhere, through skopeo; policy and signatures
+//! - [`registry`]: talking to a registry directly: credentials, blobs, manifests, search
 //! - [`systemd`]: the manager over D-Bus, units, tmpfiles, the watch
 //! - [`selinux`]: labels of the host policy; nothing where `SELinux` is off
 //! - [`interrupt`]: ^C and SIGTERM
@@ -45,8 +47,10 @@ pub mod deployment;
 pub mod error;
 pub mod hostfiles;
 pub mod image;
+pub mod inject;
 pub mod interrupt;
 pub mod pull;
+pub mod registry;
 pub mod rootless;
 pub mod runtime;
 pub mod safefs;

@@ -2,12 +2,13 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use support::images::{Image, Layer};
-use support::{Host, Registry, Said as _, Scratch, User, must, program};
+use support::place::Place;
+use support::{Host, Registry, Said as _, User, must, program};
 
 fn image(text: &str) -> Image {
     Image::new()
@@ -15,53 +16,6 @@ fn image(text: &str) -> Image {
         .layer(Layer::new().file("etc/said", 0o644, text))
         .set("Cmd", json!(["cat", "/etc/said"]))
         .set("Env", json!(["OF_IMAGE=yes"]))
-}
-
-struct Place {
-    scratch: Scratch,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self {
-            scratch: Scratch::new("archive"),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.join(name)
-    }
-
-    fn run(&self, words: &str) -> Output {
-        Command::new(program())
-            .arg("archive")
-            .args(words.split_whitespace())
-            .current_dir(self.scratch.path())
-            .env("ATOMIC_OSTREE_CHECKOUT_PATH", self.path("store"))
-            .env("ATOMIC_RS_CONFIG", "/no/such/file")
-            .output()
-            .unwrap()
-    }
-
-    fn ok(&self, words: &str) -> String {
-        let output = self.run(words);
-        assert_eq!(output.code(), 0, "{words}: {}", output.err());
-        output.out()
-    }
-
-    fn refused(&self, words: &str, why: &str) {
-        let output = self.run(words);
-        assert_ne!(output.code(), 0, "{words}");
-        assert!(output.err().contains(why), "{words}: {}", output.err());
-    }
-
-    fn sh(&self, script: &str) -> String {
-        must(
-            Command::new("sh")
-                .args(["-ec", script])
-                .current_dir(self.scratch.path()),
-        )
-    }
 }
 
 /// Everything there is to see of a directory, times included.
@@ -77,7 +31,7 @@ fn listing(directory: &Path) -> String {
 #[test]
 fn what_is_saved_is_what_the_registry_has_and_saving_twice_changes_nothing() {
     let registry = Registry::start();
-    let place = Place::new();
+    let place = Place::new("archive");
     let first = image("first").push(&registry, "app:1");
     let name = format!("{}/app:1", registry.address());
     let said = place.ok(&format!("save http:{name} ./dir"));
@@ -168,7 +122,7 @@ fn what_is_saved_is_what_the_registry_has_and_saving_twice_changes_nothing() {
 #[test]
 fn a_flipped_byte_is_found_and_refused() {
     let registry = Registry::start();
-    let place = Place::new();
+    let place = Place::new("archive");
     let written = image("text").push(&registry, "app:1");
     place.ok(&format!("save http:{}/app:1 ./dir", registry.address()));
     let layer = written.layers[0].trim_start_matches("sha256:");
@@ -354,7 +308,7 @@ fn commands_run_from_directories_of_every_form() {
 /// podman gets what it does not have, by its id, and keeps its names.
 #[test]
 fn podman_runs_it_where_that_is_wanted() {
-    let place = Place::new();
+    let place = Place::new("archive");
     let written = image("of the image").write(&place.path("layout"));
     // A store of podman's of its own.
     let storage = place.path("storage.conf");
@@ -362,7 +316,7 @@ fn podman_runs_it_where_that_is_wanted() {
         &storage,
         format!(
             "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-            place.scratch.path().display()
+            place.directory().display()
         ),
     )
     .unwrap();
@@ -370,7 +324,7 @@ fn podman_runs_it_where_that_is_wanted() {
         Command::new(program())
             .args(["archive", "run", "--engine", "podman"])
             .args(words.split_whitespace())
-            .current_dir(place.scratch.path())
+            .current_dir(place.directory())
             .env("CONTAINERS_STORAGE_CONF", &storage)
             .env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"))
             .output()

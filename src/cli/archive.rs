@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::Call;
 use super::args::SourceArgs;
-use super::output::PullProgress;
 use super::process::EnvArgs;
 use crate::archive::{self, Archive, ArchivedImage, Choice, Engine, Origin, Saved};
 use crate::container::run::{self, Once};
@@ -234,7 +233,7 @@ fn save(
     source: &SourceArgs,
     directory: &Utf8Path,
 ) -> Result<Saved> {
-    let mut progress = PullProgress::new();
+    let mut progress = call.meter();
     archive::save(
         call.config,
         origin,

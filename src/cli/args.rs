@@ -8,7 +8,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::Call;
-use super::output::PullProgress;
 use crate::container::effects::Effects;
 use crate::container::{Change, Outcome};
 use crate::error::{Error, Kind, Result};
@@ -22,7 +21,7 @@ use crate::transaction::{Host, Plan, Step};
 use crate::transport::{Access, Credentials};
 
 /// Exit code of a dry run that found something to do.
-const WOULD_CHANGE: u8 = 3;
+pub const WOULD_CHANGE: u8 = 3;
 
 /// How to reach a registry.
 #[derive(Debug, Clone, Default, Args)]
@@ -31,6 +30,9 @@ pub struct SourceArgs {
     /// User name and password for the registry
     #[arg(long, visible_alias = "src-creds", value_name = "USER[:PASSWORD]")]
     creds: Option<Credentials>,
+    /// The same from the first line of a file, which nobody sees in a list of processes
+    #[arg(long, value_name = "FILE", conflicts_with = "creds", value_parser = |path: &str| Credentials::from_file(path.as_ref()))]
+    creds_file: Option<Credentials>,
     /// Credentials file (see containers-auth.json(5))
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
@@ -64,7 +66,7 @@ impl SourceArgs {
     /// How to reach the source.
     pub fn access(&self) -> Access {
         Access {
-            credentials: self.creds.clone(),
+            credentials: self.creds.clone().or_else(|| self.creds_file.clone()),
             authfile: self.authfile.clone(),
             tls_verify: self.tls_verify,
             platform: self.platform.clone(),
@@ -147,7 +149,7 @@ impl SourceArgs {
 
     fn fetch(call: &mut Call<'_>, store: &Store, remote: Remote) -> Result<Pulled> {
         let is_asked_for = remote.platform().is_some();
-        let pulled = remote.fetch(call.config, store, &mut PullProgress::new())?;
+        let pulled = remote.fetch(call.config, store, &mut call.meter())?;
         if let Some(foreign) = pulled.foreign.as_ref().filter(|_| !is_asked_for) {
             call.out.note(format!(
                 "{} is made for {foreign}, and this machine is {}",

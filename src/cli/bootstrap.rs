@@ -1,11 +1,8 @@
 //! `atomic-rs bootstrap`, and what its other name shares with it.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::Call;
@@ -234,13 +231,14 @@ impl Bootstrap {
             root_password: self.root_password.as_ref().map(Secret::read).transpose()?,
             force: self.force,
         };
+        let mut meter = call.meter().quiet(self.quiet);
         let made = make(
             call,
             &self.source,
             &self.registry,
             &request,
             self.no_cache,
-            &mut Bar::new(!self.quiet),
+            &mut meter,
         )?;
         if made.left_out > 0 {
             call.out.note(format!(
@@ -292,50 +290,6 @@ pub fn make(
             }
             made
         }
-    }
-}
-
-/// How far it is: a bar on a terminal, a line for each layer elsewhere.
-pub struct Bar {
-    bar: ProgressBar,
-    is_shown: bool,
-}
-
-impl Bar {
-    pub fn new(is_shown: bool) -> Self {
-        Self {
-            bar: ProgressBar::hidden(),
-            is_shown,
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn begin(&mut self, bytes: u64) {
-        if self.is_shown && std::io::stderr().is_terminal() {
-            let style =
-                ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
-                .with_style(style);
-            self.bar.enable_steady_tick(Duration::from_millis(200));
-        }
-    }
-
-    fn layer(&mut self, number: usize, of: usize) {
-        let text = format!("Unpacking layer {number}/{of}");
-        if self.bar.is_hidden() && self.is_shown {
-            say!("{text}");
-        }
-        self.bar.set_message(text);
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        self.bar.inc(bytes);
-    }
-
-    fn end(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 

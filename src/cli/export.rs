@@ -7,7 +7,6 @@ use serde_json::json;
 use super::Call;
 use super::args::{ChangeArgs, SourceArgs};
 use super::image::find;
-use super::output::PullProgress;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::{Digest, Platform, Reference, Transport};
@@ -140,7 +139,7 @@ impl Import {
         if let Some(name) = &self.name {
             let name = self.source.reference(name)?.fallback_name()?;
             let remote = Remote::open(call.config, &reference, &self.source.access())?;
-            let mut progress = PullProgress::new();
+            let mut progress = call.meter();
             let source = reference.to_string();
             let pulled = remote.fetch_as(call.config, &store, &name, source, &mut progress)?;
             tell_pulled(call, &pulled, self.change.is_json())?;

@@ -15,12 +15,14 @@ mod export;
 mod help;
 mod image;
 mod images;
+mod inject;
 mod inspect;
 mod install;
 mod mount;
 mod output;
 mod owners;
 mod process;
+mod progress;
 mod pull;
 mod recover;
 mod rollback;
@@ -36,7 +38,9 @@ mod verify_image;
 mod virt_bootstrap;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -48,6 +52,7 @@ use crate::error::{Error, Kind, Result};
 use crate::interrupt::Interrupt;
 
 pub use output::Output;
+use progress::Meter;
 
 /// OCI images as systemd services, without a container engine.
 ///
@@ -71,6 +76,9 @@ struct Cli {
     /// Say on stderr what is decided and run
     #[arg(long, global = true)]
     debug: bool,
+    /// Write progress to this file descriptor, as JSON, an object a line
+    #[arg(long, global = true, value_name = "FD", value_parser = inherited)]
+    progress_fd: Option<Inherited>,
     /// Do not ask for confirmation
     #[arg(short = 'y', long, global = true)]
     assumeyes: bool,
@@ -151,8 +159,27 @@ enum Verb {
     Rootless(rootless::Rootless),
     Bootstrap(bootstrap::Bootstrap),
     Archive(archive::ArchiveVerbs),
+    Inject(inject::InjectVerbs),
     Recover(recover::Recover),
     Completion(completion::Completion),
+}
+
+/// A descriptor that we were started with.
+type Inherited = std::sync::Arc<File>;
+
+fn inherited(text: &str) -> Result<Inherited> {
+    let bad = || {
+        Error::new(
+            Kind::Usage,
+            format!("\"{text}\" is no open file descriptor"),
+        )
+    };
+    let file = match text.parse().map_err(|_| bad())? {
+        1 => std::io::stdout().as_fd().try_clone_to_owned(),
+        2 => std::io::stderr().as_fd().try_clone_to_owned(),
+        number => crate::safefs::inherited(number),
+    };
+    Ok(File::from(file.map_err(|_| bad())?).into())
 }
 
 /// What every verb gets.
@@ -160,6 +187,19 @@ struct Call<'a> {
     config: &'a Config,
     out: &'a mut Output,
     assumeyes: bool,
+    /// Where programs read how far it is.
+    progress: Option<Inherited>,
+}
+
+impl Call<'_> {
+    /// To show how far something is.
+    fn meter(&self) -> Meter {
+        Meter::new(
+            self.progress
+                .as_ref()
+                .and_then(|file| file.try_clone().ok()),
+        )
+    }
 }
 
 /// The definition of the command line, for manuals and completions.
@@ -198,7 +238,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(2);
     };
     let word = verb.word();
-    match run(verb, cli.assumeyes, is_original) {
+    match run(verb, cli.assumeyes, cli.progress_fd, is_original) {
         Ok(code) => code,
         Err(error) => report(&error, word),
     }
@@ -214,7 +254,12 @@ fn report(error: &Error, word: &str) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
+fn run(
+    verb: Verb,
+    assumeyes: bool,
+    progress: Option<Inherited>,
+    is_original: bool,
+) -> Result<ExitCode> {
     let mut out = Output::default();
     // The only verbs that need nothing of the host.
     match verb {
@@ -234,6 +279,7 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         config: &config,
         out: &mut out,
         assumeyes,
+        progress,
     };
     let result = match verb {
         Verb::Pull(verb) => verb.run(&mut call),
@@ -275,6 +321,7 @@ fn run(verb: Verb, assumeyes: bool, is_original: bool) -> Result<ExitCode> {
         Verb::Rootless(verb) => verb.run(&mut call),
         Verb::Bootstrap(verb) => verb.run(&mut call),
         Verb::Archive(verb) => verb.run(&mut call),
+        Verb::Inject(verb) => verb.run(&mut call),
     };
     result.map_err(|error| config.interrupt.explain(error))
 }
@@ -318,6 +365,7 @@ impl Verb {
             Self::Rootless(_) => "rootless",
             Self::Bootstrap(_) => "bootstrap",
             Self::Archive(_) => "archive",
+            Self::Inject(_) => "inject",
             Self::Recover(_) => "recover",
             Self::Completion(_) => "completion",
         }

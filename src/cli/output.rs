@@ -1,14 +1,10 @@
 //! Results on stdout, everything else on stderr; tables, confirmation, progress.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::time::Duration;
+use std::io::{BufRead as _, Write as _};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
-use crate::image::Digest;
-use crate::pull::Progress;
 
 /// Where words go.
 #[derive(Debug, Default)]
@@ -100,54 +96,4 @@ fn closed(error: std::io::Error) -> Error {
         _ => Kind::Failed,
     };
     Error::new(kind, format!("cannot write the output: {error}"))
-}
-
-/// Progress of a pull on stderr: a bar on a terminal, a line per layer elsewhere.
-pub struct PullProgress {
-    bar: ProgressBar,
-    terminal: bool,
-}
-
-impl PullProgress {
-    /// A display that shows nothing yet.
-    pub fn new() -> Self {
-        Self {
-            bar: ProgressBar::hidden(),
-            terminal: std::io::stderr().is_terminal(),
-        }
-    }
-}
-
-impl Progress for PullProgress {
-    fn begin(&mut self, layers: usize, present: usize, bytes: u64) {
-        if self.terminal && layers > 0 {
-            let style = ProgressStyle::with_template(
-                "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            )
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
-                .with_style(style)
-                .with_message(format!("{layers} layers"));
-            self.bar.enable_steady_tick(Duration::from_millis(200));
-        } else {
-            tracing::debug!(layers, present, bytes, "pull");
-        }
-    }
-
-    fn layer(&mut self, digest: Digest, _: u64) {
-        let hex = digest.hex();
-        if self.terminal {
-            self.bar.set_message(format!("layer {}", &hex[..12]));
-        } else {
-            say!("Pulling layer {hex}");
-        }
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        self.bar.inc(bytes);
-    }
-
-    fn end(&mut self) {
-        self.bar.finish_and_clear();
-    }
 }

@@ -4,7 +4,6 @@ use serde_json::json;
 
 use super::Call;
 use super::args::{ChangeArgs, SetArgs, SourceArgs, WatchArgs};
-use super::output::PullProgress;
 use crate::container::all::{self, How, Row, Status};
 use crate::container::{self, Fetch, list};
 use crate::deployment::ContainerName;
@@ -158,7 +157,7 @@ impl Update {
             allow_package_scripts: self.allow_package_scripts,
             ..container::Update::new(name)
         };
-        let outcome = container::update(&host, &request, &mut PullProgress::new())?;
+        let outcome = container::update(&host, &request, &mut call.meter())?;
         self.change.finish(call, &host, &outcome)
     }
 }
@@ -179,7 +178,7 @@ pub fn many(
     how: &How,
     args: &ChangeArgs,
 ) -> Result<ExitCode> {
-    let mut progress = PullProgress::new();
+    let mut progress = call.meter();
     let json = args.is_json();
     let out = &mut *call.out;
     let rows = all::update_all(host, names, how, &mut progress, |name| {

@@ -4,7 +4,6 @@ use serde_json::json;
 
 use super::Call;
 use super::args::{ChangeArgs, SourceArgs};
-use super::output::PullProgress;
 use super::verify_image::VerifyImage;
 use crate::container;
 use crate::container::run::installed;
@@ -93,7 +92,7 @@ impl Repair {
             &name,
             &self.source.access(),
             self.change.is_dry(),
-            &mut PullProgress::new(),
+            &mut call.meter(),
         )?;
         self.change.show_or_apply(call, &host, &change)
     }

@@ -2,7 +2,7 @@
 //! not do and ours can is under `atomic-rs bootstrap`.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
@@ -10,7 +10,7 @@ use clap::Parser;
 
 use super::args::SourceArgs;
 use super::ask::ask_unseen;
-use super::bootstrap::{Bar, IdArgs, make};
+use super::bootstrap::{IdArgs, make};
 use super::{Call, Output};
 use crate::bootstrap::password::Secret;
 use crate::bootstrap::{Backing, Disk, FileSystem, Form, Progress, Request};
@@ -99,6 +99,7 @@ impl Words {
             config: &config,
             out: &mut out,
             assumeyes: false,
+            progress: None,
         };
         let registry = SourceArgs::of(self.credentials()?, self.not_secure);
         let disk = Disk {
@@ -126,7 +127,7 @@ impl Words {
             force: false,
         };
         let mut status = Status::default();
-        let mut bar = Bar::new(!self.quiet);
+        let mut bar = call.meter().quiet(self.quiet);
         let progress: &mut dyn Progress = if self.status_only {
             &mut status
         } else {
@@ -169,19 +170,27 @@ struct Status {
     total: u64,
     done: u64,
     text: String,
+    /// Hundredths of a percent.
+    shown: u64,
 }
 
 impl Status {
-    fn show(&self) {
+    fn show(&mut self) {
         // Exact to a hundredth of a percent is enough.
         let hundredths = self.done.saturating_mul(10_000) / self.total.max(1);
         let hundredths = hundredths.min(10_000);
-        say!(
-            "Status: {}, Progress: {}.{:02}%",
-            self.text,
-            hundredths / 100,
-            hundredths % 100
-        );
+        let (whole, part) = (hundredths / 100, hundredths % 100);
+        let line = format!("Status: {}, Progress: {whole}.{part:02}%", self.text);
+        self.shown = hundredths;
+        if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stderr()) {
+            let width = usize::from(size.ws_col).max(1) - 1;
+            let end = if hundredths == 10_000 { "\n" } else { "" };
+            let line: String = format!("{line:<width$}").chars().take(width).collect();
+            let _ = write!(std::io::stderr().lock(), "\r{line}{end}");
+        } else {
+            // No terminal: a line each.
+            say!("{line}");
+        }
     }
 }
 
@@ -199,6 +208,11 @@ impl Progress for Status {
 
     fn advance(&mut self, bytes: u64) {
         self.done += bytes;
+        // A percent more is worth a line.
+        let hundredths = self.done.saturating_mul(10_000) / self.total.max(1);
+        if hundredths >= self.shown + 100 && std::io::stderr().is_terminal() {
+            self.show();
+        }
     }
 
     fn end(&mut self) {

@@ -16,6 +16,14 @@ use crate::fail;
 /// No manifest is larger: registries stop at the same size.
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 
+/// All that a manifest may be, for a registry that is asked for one.
+pub const MEDIA_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
 /// A blob as a manifest names it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]

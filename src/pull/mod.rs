@@ -14,7 +14,7 @@ use crate::store::images::MAX_CONFIG_BYTES;
 use crate::store::{self, LayerRoot, Recorded, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
 use layers::Wanted;
-pub use tar::{import_layers, import_tar, with_unpacked};
+pub use tar::{import_layers, import_tar, with_inflated, with_unpacked};
 
 /// Hears how a pull goes, from several threads in turn.
 pub trait Progress: Send {

@@ -1,7 +1,7 @@
 //! Images of plain tar archives.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -18,6 +18,7 @@ use crate::store::Store;
 use crate::store::export::Scratch;
 use crate::store::gunzip::Gunzip;
 use crate::store::images::StoredImage;
+use crate::store::layer::ZSTD_WINDOW_LOG_MAX;
 use crate::transport::Access;
 
 /// So much may follow an archive in its file.
@@ -129,6 +130,28 @@ fn unpack(archive: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
     })
 }
 
+/// Read a stream as what it is when it is not compressed: by gzip or zstd, as its first bytes say.
+pub fn with_inflated<T>(
+    input: &mut dyn BufRead,
+    what: impl FnOnce(&mut dyn Read) -> Result<T>,
+) -> Result<T> {
+    let failed = || "cannot read the archive".into();
+    match input.fill_buf().context(failed)? {
+        [0x1f, 0x8b, ..] => what(&mut Gunzip::new(input)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input).context(failed)?;
+            decoder
+                .window_log_max(ZSTD_WINDOW_LOG_MAX)
+                .context(failed)?;
+            what(&mut decoder)
+        }
+        _ => {
+            let mut input = input;
+            what(&mut input)
+        }
+    }
+}
+
 /// Read a file as what it is when it is not compressed: by gzip, zstd, xz or bzip2, as its first bytes say.
 pub fn with_unpacked<T>(
     archive: &Utf8Path,
@@ -141,14 +164,9 @@ pub fn with_unpacked<T>(
     let length = begins.len().min(head.len());
     head[..length].copy_from_slice(&begins[..length]);
     let program = match head {
-        [0x1f, 0x8b, ..] => return what(&mut Gunzip::new(input)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(input);
-            return what(&mut decoder.context(failed)?);
-        }
         [0xfd, b'7', b'z', b'X', b'Z', 0] => "xz",
         [b'B', b'Z', b'h', ..] => "bzip2",
-        _ => return what(&mut input),
+        _ => return with_inflated(&mut input, what),
     };
     let mut command = Child::new(program)
         .args(["-dc", "--", archive.as_str()])

@@ -30,7 +30,7 @@ use crate::selinux::Labels;
 /// Compressed bytes are read so many at a time.
 const COMPRESSED_BYTES: usize = 256 * 1024;
 /// zstd's own default limit for a window: 128 MiB.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// What an imported layer turned out to be.
 #[derive(Debug, Clone)]

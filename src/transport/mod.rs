@@ -20,62 +20,11 @@ use crate::image::{Descriptor, Digest, Manifest, Platform, Reference, Transport}
 use crate::interrupt::Interrupt;
 use proxy::{Content, Proxy};
 
+pub use crate::registry::{Access, Credentials};
 pub use copy::{copy_here, copy_layout, copy_pinned, sign};
 pub use policy::enforce as enforce_policy;
-pub use skopeo::{archive_names, knows_login, list_tags, login, logout, raw_manifest};
+pub use skopeo::{archive_names, raw_manifest};
 use skopeo::{daemon_host, global_options, name_one_of, proxy_command, run_skopeo};
-
-/// How to reach the source of an image.
-#[derive(Debug, Clone, Default)]
-pub struct Access {
-    /// `USER[:PASSWORD]`
-    pub credentials: Option<Credentials>,
-    /// A credentials file in containers-auth.json(5) format.
-    pub authfile: Option<PathBuf>,
-    /// Whether certificates are verified; unset means registries.conf decides.
-    pub tls_verify: Option<bool>,
-    /// The platform wanted of an index; unset means this machine's.
-    pub platform: Option<Platform>,
-}
-
-impl Access {
-    /// The same, for a source that was reached before: with the platform that was asked for then,
-    /// unless another one is asked for now.
-    pub fn or_platform(mut self, before: Option<&str>) -> Result<Self> {
-        if self.platform.is_none() {
-            self.platform = before.map(str::parse).transpose()?;
-        }
-        Ok(self)
-    }
-}
-
-/// A user name and password. Never shown, never logged, never on a command line.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    user: String,
-    password: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl std::str::FromStr for Credentials {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (user, password) = text.split_once(':').unwrap_or((text, ""));
-        if user.is_empty() {
-            fail!(Kind::Usage, "credentials have the form USER[:PASSWORD]");
-        }
-        Ok(Self {
-            user: user.to_owned(),
-            password: password.to_owned(),
-        })
-    }
-}
 
 /// Where credentials end up for skopeo: a file of the caller's, or one of ours that only we can
 /// read and that disappears with this value.
@@ -88,15 +37,13 @@ enum Auth {
 
 impl Auth {
     fn new(access: &Access, reference: Option<&Reference>) -> Result<Self> {
-        use base64::Engine as _;
         if let Some(credentials) = &access.credentials {
             let registry = reference
                 .and_then(|reference| reference.name.as_ref())
                 .and_then(|name| name.registry())
                 .unwrap_or("docker.io");
-            let token = base64::engine::general_purpose::STANDARD
-                .encode(format!("{}:{}", credentials.user, credentials.password));
-            let content = serde_json::json!({"auths": {registry: {"auth": token}}});
+            let auth = credentials.encoded();
+            let content = serde_json::json!({"auths": {registry: {"auth": auth}}});
             let mut file = tempfile::Builder::new()
                 .prefix("atomic-rs-auth-")
                 .tempfile_in(
@@ -374,17 +321,4 @@ fn explain(reference: &Reference, error: Error) -> Error {
         (Kind::Transport, "cannot be read")
     };
     Error::new(kind, format!("image \"{reference}\": {hint} ({cause})"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_are_never_shown() {
-        let credentials: Credentials = "user:secret:with:colons".parse().unwrap();
-        assert_eq!(credentials.password, "secret:with:colons");
-        assert_eq!(format!("{credentials:?}"), "***");
-        assert!(":x".parse::<Credentials>().is_err());
-    }
 }

@@ -93,69 +93,6 @@ fn verifies(reference: &Reference, access: &Access) -> Option<bool> {
     }
 }
 
-/// The tags of a repository, which is named without one.
-pub fn list_tags(config: &Config, name: &str, insecure: bool) -> Result<Vec<String>> {
-    let mut child = run_skopeo(&config.skopeo).arg("list-tags");
-    if insecure {
-        child = child.arg("--tls-verify=false");
-    }
-    let said = child.arg(format!("docker://{name}")).run();
-    let said = said.kind(Kind::Transport, || {
-        format!("cannot list the tags of {name}")
-    })?;
-    let mut value: serde_json::Value = serde_json::from_slice(&said)
-        .kind(Kind::Transport, || "skopeo's answer is not JSON".into())?;
-    serde_json::from_value(value["Tags"].take())
-        .kind(Kind::Transport, || "skopeo's answer has no tags".into())
-}
-
-/// Keep credentials in the file that skopeo and podman read too, if the registry takes them.
-pub fn login(
-    config: &Config,
-    registry: &str,
-    user: &str,
-    password: &str,
-    insecure: bool,
-) -> Result<()> {
-    let mut child = run_skopeo(&config.skopeo).args(["login", "--username", user]);
-    if insecure {
-        child = child.arg("--tls-verify=false");
-    }
-    if let Some(path) = lasting_authfile() {
-        child = child.args(["--authfile", &path]);
-    }
-    let child = child.args(["--password-stdin", registry]);
-    let said = child.input(password.as_bytes()).run();
-    said.map(|_| ())
-        .kind(Kind::Transport, || format!("cannot log in to {registry}"))
-}
-
-/// The file of credentials for a person who has no runtime directory, where skopeo would keep them: skopeo and podman
-/// look here as well. Source: containers-auth.json(5).
-fn lasting_authfile() -> Option<String> {
-    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if rustix::process::geteuid().is_root() || env("XDG_RUNTIME_DIR").is_some() {
-        return None;
-    }
-    let config = env("XDG_CONFIG_HOME").or_else(|| Some(env("HOME")? + "/.config"))?;
-    Some(config + "/containers/auth.json")
-}
-
-/// Whether there are credentials for a registry.
-pub fn knows_login(config: &Config, registry: &str) -> bool {
-    let child = run_skopeo(&config.skopeo).args(["login", "--get-login", registry]);
-    child.run().is_ok()
-}
-
-/// Forget the credentials of a registry, or all.
-pub fn logout(config: &Config, registry: Option<&str>) -> Result<()> {
-    let mut child = run_skopeo(&config.skopeo).arg("logout");
-    if let Some(path) = lasting_authfile() {
-        child = child.args(["--authfile", &path]);
-    }
-    child.arg(registry.unwrap_or("--all")).run().map(|_| ())
-}
-
 /// Say which images an archive holds, where that is why it could not be opened.
 pub(super) fn name_one_of(skopeo: &Program, reference: &Reference, error: Error) -> Error {
     let Transport::DockerArchive { path } = &reference.transport else {

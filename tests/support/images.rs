@@ -192,6 +192,7 @@ pub struct Image {
     architecture: Option<String>,
     layers: Vec<Layer>,
     config: BTreeMap<String, Value>,
+    beside: BTreeMap<String, Value>,
 }
 
 impl Image {
@@ -215,6 +216,12 @@ impl Image {
         self
     }
 
+    /// A key beside that section.
+    pub fn beside(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.beside.insert(key.to_owned(), value.into());
+        self
+    }
+
     /// Write it as an OCI layout; the manifest digest.
     pub fn write(self, directory: &Path) -> Written {
         let blobs = directory.join("blobs/sha256");
@@ -231,13 +238,16 @@ impl Image {
             diff_ids.push(sha256(&plain));
             layers.push(json!({"mediaType": media, "digest": put(&packed), "size": packed.len()}));
         }
-        let config = json!({
+        let mut config = json!({
             "architecture": self.architecture.as_deref().unwrap_or("amd64"), "os": "linux", "created": "2020-09-13T12:26:40Z",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": []
-        })
-        .to_string();
+        });
+        for (key, value) in self.beside {
+            config[key] = value;
+        }
+        let config = config.to_string();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",

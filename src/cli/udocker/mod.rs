@@ -23,8 +23,8 @@ use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::image::Reference;
 use crate::interrupt::Interrupt;
+use crate::registry::{Access, Credentials, credentials};
 use crate::rootless::{Container, Home, Mode, migrate};
-use crate::transport::{self, Credentials};
 use grammar::{Opt, Takes, Words};
 use settings::Settings;
 
@@ -296,7 +296,7 @@ impl Call {
         let Some((_, auth)) = all.into_iter().find(|(host, _)| host == registry) else {
             return Ok(None);
         };
-        if transport::knows_login(&self.config, registry) {
+        if credentials::find(&Access::default(), registry, "")?.is_some() {
             return Ok(None);
         }
         let plain = base64::engine::general_purpose::STANDARD.decode(auth).ok();

@@ -1,13 +1,11 @@
 //! Commands on registries.
 
-use serde_json::Value;
-
 use super::grammar::{Opt, Takes, Words};
 use super::{Call, Code, failed};
 use crate::cli::ask::{ask, ask_unseen};
-use crate::command::Child;
-use crate::error::{Context as _, Kind, Result};
-use crate::transport;
+use crate::error::Result;
+use crate::image::Name;
+use crate::registry::{self, Access, Credentials, Found, Registry, credentials};
 
 pub const SEARCH: [Opt; 6] = [
     (&["-a"], Takes::Nothing),
@@ -25,12 +23,8 @@ pub const LOGIN: [Opt; 4] = [
 ];
 pub const LOGOUT: [Opt; 2] = [(&["-a"], Takes::Nothing), (&["--registry"], Takes::Value)];
 
-const HUB: &str = "https://hub.docker.com";
-/// Seconds that a registry has to answer a search.
-const TIMEOUT: &str = "30";
-
 /// The registry that is meant: its URL.
-fn registry(call: &Call, words: &Words) -> Option<String> {
+fn named(call: &Call, words: &Words) -> Option<String> {
     let named = words.value("--registry").or_else(|| words.value("--index"));
     let named = named.or_else(|| call.registry(words));
     named.filter(|named| !named.is_empty()).map(str::to_owned)
@@ -38,7 +32,7 @@ fn registry(call: &Call, words: &Words) -> Option<String> {
 
 /// The registry that is meant: its host, and whether it is spoken to without TLS.
 fn host(call: &Call, words: &Words) -> (String, bool) {
-    let named = registry(call, words).unwrap_or_else(|| "docker.io".into());
+    let named = named(call, words).unwrap_or_else(|| "docker.io".into());
     let insecure = call.insecure || named.starts_with("http://");
     let host = named
         .split_once("://")
@@ -52,13 +46,14 @@ pub fn search(call: &mut Call, words: &Words) -> Code {
     };
     if words.has("--list-tags") {
         let (host, insecure) = host(call, words);
-        let is_elsewhere = registry(call, words).is_some();
+        let is_elsewhere = named(call, words).is_some();
         let name = if is_elsewhere {
             format!("{host}/{expression}")
         } else {
             expression.to_owned()
         };
-        for tag in transport::list_tags(&call.config, &name, insecure)? {
+        let name: Name = name.parse()?;
+        for tag in Registry::open(&name, &access(insecure))?.tags()? {
             call.result(tag)?;
         }
         return Ok(0);
@@ -79,78 +74,40 @@ pub fn search(call: &mut Call, words: &Words) -> Code {
     Ok(0)
 }
 
-/// By Docker Hub's search, or the list of all that a registry has.
-fn found(call: &Call, words: &Words, expression: &str) -> Result<Vec<String>> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let row = |name: &str, official: bool, description: &str, stars: u64| {
-        let official = if official { "[OK]" } else { "----" };
-        let description = description.lines().next().unwrap_or_default();
-        format!("{name:<55.80} {official:>8.8} {description:<70.70} {stars:>5.5}")
-    };
-    if let Some(registry) = registry(call, words) {
-        let base = if registry.contains("://") {
-            registry
-        } else {
-            format!("https://{registry}")
-        };
-        let base = base
-            .trim_end_matches('/')
-            .trim_end_matches("/v2")
-            .to_owned();
-        let all = get(call, words, &format!("{base}/v2/_catalog?n=1000"), &[])?;
-        let names = all["repositories"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(text);
-        return Ok(names
-            .filter(|name| name.contains(expression))
-            .map(|name| row(&name, false, "", 0))
-            .collect());
+/// Plain HTTP where the person says so; else what is configured.
+fn access(insecure: bool) -> Access {
+    Access {
+        tls_verify: insecure.then_some(false),
+        ..Access::default()
     }
-    let url = format!("{HUB}/v2/search/repositories/");
-    let all = get(
-        call,
-        words,
-        &url,
-        &[("query", expression), ("page_size", "100")],
-    )?;
-    let rows = all["results"].as_array().into_iter().flatten();
-    Ok(rows
-        .map(|found| {
-            row(
-                &text(&found["repo_name"]),
-                found["is_official"].as_bool().unwrap_or_default(),
-                &text(&found["short_description"]),
-                found["star_count"].as_u64().unwrap_or_default(),
-            )
-        })
-        .collect())
 }
 
-/// Ask by curl, which knows proxies of every kind.
-fn get(call: &Call, words: &Words, url: &str, query: &[(&str, &str)]) -> Result<Value> {
-    // First of all options: what a person has configured for curl is not for us.
-    let mut child = Child::new("curl").args(["--disable", "--silent", "--show-error", "--fail"]);
-    child = child.args([
-        "--location",
-        "--max-redirs",
-        "5",
-        "--max-time",
-        TIMEOUT,
-        "--get",
-    ]);
-    child = child.args(["--proto", "=http,https", "--proto-redir", "=https"]);
-    if let Some(proxy) = call.proxy(words) {
-        child = child.args(["--proxy", proxy]);
-    }
-    for (name, value) in query {
-        child = child.arg("--data-urlencode").arg(format!("{name}={value}"));
-    }
-    let said = child.args(["--", url]).run()?;
-    serde_json::from_slice(&said).kind(Kind::Transport, || {
-        format!("{url} does not answer with JSON")
-    })
+/// By Docker Hub's search, or the list of all that a registry has.
+fn found(call: &Call, words: &Words, expression: &str) -> Result<Vec<String>> {
+    let proxy = call.proxy(words);
+    let all = if named(call, words).is_some() {
+        let (host, insecure) = host(call, words);
+        let registry = Registry::of_host(&host, &access(insecure), proxy)?;
+        let names = registry.repositories()?.into_iter();
+        let names = names.filter(|name| name.contains(expression));
+        names
+            .map(|name| Found {
+                name,
+                description: String::new(),
+                is_official: false,
+                stars: 0,
+            })
+            .collect()
+    } else {
+        registry::search(expression, proxy)?
+    };
+    let row = |found: Found| {
+        let official = if found.is_official { "[OK]" } else { "----" };
+        let description = found.description.lines().next().unwrap_or_default();
+        let (name, stars) = (found.name, found.stars);
+        format!("{name:<55.80} {official:>8.8} {description:<70.70} {stars:>5.5}")
+    };
+    Ok(all.into_iter().map(row).collect())
 }
 
 pub fn login(call: &mut Call, words: &Words) -> Code {
@@ -170,7 +127,8 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
         call.info("Warning: password in uppercase Caps Lock ?")?;
     }
     let (host, insecure) = host(call, words);
-    if let Err(error) = transport::login(&call.config, &host, &user, &password, insecure) {
+    let credentials = Credentials::new(user, password);
+    if let Err(error) = registry::login(&host, &credentials, &access(insecure)) {
         say!("Error: {error}");
         return failed("invalid credentials");
     }
@@ -180,7 +138,7 @@ pub fn login(call: &mut Call, words: &Words) -> Code {
 pub fn logout(call: &mut Call, words: &Words) -> Code {
     let (host, _) = host(call, words);
     let host = (!words.has("-a")).then_some(host.as_str());
-    if transport::logout(&call.config, host).is_err() {
+    if credentials::forget(&Access::default(), host).is_err() {
         return failed("deleting credentials");
     }
     Ok(0)
