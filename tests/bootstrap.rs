@@ -638,6 +638,9 @@ fn what_is_interrupted_leaves_nothing_mounted_and_nothing_behind() {
     assert!(left.is_empty(), "{left:?}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(".out.atomic-rs-"), "{mounts}");
+    let loops = must(Command::new("losetup").args(["--list", "--noheadings"]));
+    let own = place.directory().to_str().unwrap();
+    assert!(!loops.contains(own), "{loops}");
 }
 
 /// By the other name: that one's options and exit codes.

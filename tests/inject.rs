@@ -591,3 +591,75 @@ fn credentials_come_from_files_and_are_checked() {
     let output = list.env("PATH", path).output().unwrap();
     assert_eq!(output.code(), 0, "{}", output.err());
 }
+
+#[test]
+fn tokens_are_fetched_for_what_is_to_be_done() {
+    let (registry, tokens) = Registry::with_tokens("me", "secret");
+    let place = Place::new("inject");
+    image().push_with(&registry, "app:1", &["--dest-creds", "me:secret"]);
+    tokens.asked();
+    place.sh("mkdir -p tree/cvmfs; echo x > tree/cvmfs/x; echo me:secret > creds");
+    let name = format!("http:{}/app:1", registry.address());
+    place.ok(&format!("list {name} --creds-file creds"));
+    assert_eq!(tokens.asked(), ["repository:app:pull"]);
+    place.ok(&format!("update {name} --dir tree --creds-file creds"));
+    assert_eq!(
+        tokens.asked(),
+        ["repository:app:pull", "repository:app:pull,push"]
+    );
+    place.ok(&format!(
+        "update {name} --dir tree --creds-file creds --dest {}/other:1",
+        registry.address()
+    ));
+    let asked = tokens.asked();
+    let mounts = ["repository:other:pull,push", "repository:app:pull"];
+    assert!(asked.windows(2).any(|two| two == mounts), "{asked:?}");
+    place.refused(
+        &format!("list {name} --creds me:wrong"),
+        "refused the credentials",
+    );
+    place.refused(&format!("list {name}"), "refused the credentials");
+}
+
+#[test]
+fn a_registry_with_tls_must_be_trusted() {
+    let (registry, certificate) = Registry::with_tls();
+    let place = Place::new("inject");
+    image().push(&registry, "app:1");
+    let name = format!("{}/app:1", registry.address());
+    place.refused(&format!("init {name}"), "certificate is not trusted");
+    place.ok(&format!("init {name} --tls-verify=false"));
+    place.ok(&format!("list http:{name}"));
+    // Where podman and skopeo look for it.
+    let kept = place.path(&format!(
+        ".config/containers/certs.d/{}",
+        registry.address()
+    ));
+    std::fs::create_dir_all(&kept).unwrap();
+    std::fs::copy(certificate, kept.join("ca.crt")).unwrap();
+    let run = |address: &str| {
+        let mut command = place.command(&format!("list {address}/app:1"));
+        command.env("HOME", place.directory()).output().unwrap()
+    };
+    let output = run(&registry.address());
+    assert_eq!(output.code(), 0, "{}", output.err());
+    // It is for that host alone, and for no other name.
+    let port = registry.address().split_once(':').unwrap().1.to_owned();
+    let other = format!("localhost:{port}");
+    let kept = place.path(&format!(".config/containers/certs.d/{other}"));
+    std::fs::create_dir_all(&kept).unwrap();
+    let known = place.path(&format!(
+        ".config/containers/certs.d/{}/ca.crt",
+        registry.address()
+    ));
+    std::fs::copy(known, kept.join("ca.crt")).unwrap();
+    let output = run(&other);
+    assert_eq!(output.code(), 1);
+    assert!(output.err().contains("not trusted"), "{}", output.err());
+    // Plain HTTP is not found by accident.
+    let plain = Registry::start();
+    place.refused(
+        &format!("list {}/app:1", plain.address()),
+        "it speaks plain HTTP",
+    );
+}

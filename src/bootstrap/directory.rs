@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
-use super::disk;
+use super::mounted;
 use crate::error::{Context as _, Kind, Result};
 use crate::{fail, safefs};
 
@@ -40,7 +40,7 @@ impl Staged {
                 && is_private(entry.path())
                 && let Some(_held) = hold(entry.path())
             {
-                disk::unmount_abandoned(entry.path())?;
+                mounted::unmount_abandoned(entry.path())?;
                 safefs::remove_tree(entry.path().as_std_path())?;
             }
         }

@@ -2,20 +2,21 @@
 
 use std::fs::File;
 use std::str::FromStr;
+use std::thread::JoinHandle;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::directory::is_mount_point;
 use super::lay::Lay;
+use super::mounted::Mounted;
 use super::script::{self, Script};
-use super::{Form, Layers, NEW, Progress, Request, password, qcow2, set_password};
+use super::{Form, Layers, Progress, Request, password, qcow2, set_password};
 use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 
-/// Where the file system is mounted meanwhile.
-const MOUNT: &str = ".mount";
+/// A disk that is no image.
+const RAW: &str = "disk.raw";
 /// Where scripts are that do without.
 const SCRATCH: &str = ".scratch";
 /// A file system's name where the same layers are to give the same bytes.
@@ -90,52 +91,61 @@ pub fn make(
         Form::Raw { disk } => (disk, None),
         Form::Directory => fail!(Kind::Usage, "a directory is no disk"),
     };
-    let raw = directory.join("disk.raw");
-    let file = File::create_new(&raw).context(|| format!("cannot create {raw}"))?;
-    file.set_len(disk.size)
-        .context(|| format!("cannot create {raw}"))?;
+    let raw = directory.join(RAW);
+    let failed = || format!("cannot create {raw}");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&raw)
+        .context(failed)?;
+    file.set_len(disk.size).context(failed)?;
     let is_root = rustix::process::geteuid().is_root();
     make_file_system(&raw, disk.file_system, is_root)?;
-    let file = File::open(&raw).context(|| format!("cannot open {raw}"))?;
     let mut cuts = Cuts {
         disk: qcow2::Disk::new(file, disk.size),
         directory,
         destination: camino::absolute_utf8(&request.destination)
             .context(|| request.destination.to_string())?,
         names: Vec::new(),
+        writers: Vec::new(),
     };
     let way = Way {
         config,
         layers,
         request,
-        chain: chain.and_then(|(flat, backing)| (!flat).then_some(backing)),
+        images: chain,
     };
     let left_out = if is_root {
         way.mounted(&raw, directory, &mut cuts, progress)?
     } else {
         way.scripted(&raw, directory, &mut cuts, progress)?
     };
-    if let Some((_, backing)) = chain {
-        cuts.cut(backing)?;
-    }
     if chain.is_none() {
-        return Ok((vec!["disk.raw".into()], left_out));
+        return Ok((vec![RAW.into()], left_out));
     }
     std::fs::remove_file(&raw).context(|| format!("cannot remove {raw}"))?;
-    Ok((cuts.names, left_out))
+    Ok((std::mem::take(&mut cuts.names), left_out))
 }
 
-/// How the file system is filled. All but the last image of a chain are cut on the way.
+/// How the file system is filled, and images are cut.
 struct Way<'w> {
     config: &'w Config,
     layers: &'w Layers<'w>,
     request: &'w Request,
-    chain: Option<Backing>,
+    /// Whether there is one of all, and how others would be named.
+    images: Option<(bool, Backing)>,
 }
 
 impl Way<'_> {
     fn steps(&self) -> usize {
         self.layers.count() + usize::from(self.request.root_password.is_some())
+    }
+
+    /// How the image that is cut after a step names the one below it, if one is cut.
+    fn cut_after(&self, number: usize) -> Option<Backing> {
+        let (is_one, backing) = self.images?;
+        (!is_one || number + 1 == self.steps()).then_some(backing)
     }
 
     /// By the kernel, which is much quicker about it.
@@ -146,33 +156,28 @@ impl Way<'_> {
         cuts: &mut Cuts<'_>,
         progress: &mut dyn Progress,
     ) -> Result<u64> {
-        let mount = directory.join(MOUNT);
-        std::fs::create_dir(&mount).context(|| format!("cannot create {mount}"))?;
-        let mounted = Mounted::new(raw, &mount)?;
+        let mounted = Mounted::new(raw, directory)?;
         let mut left_out = 0;
         for number in 0..self.steps() {
             if number < self.layers.count() {
                 let is_new = number == 0;
                 let mut lay = Lay::into(
-                    mount.as_std_path(),
+                    mounted.path().as_std_path(),
                     &self.request.ids,
                     true,
                     is_new,
                     &self.config.interrupt,
                 )?;
-                self.layers.lay(number, &mut lay, progress)?;
+                mounted.while_written(|| self.layers.lay(number, &mut lay, progress))?;
                 left_out += lay.finish()?;
             } else {
-                set_password(self.request, &mount)?;
+                set_password(self.request, mounted.path())?;
             }
-            if let Some(backing) = self.chain
-                && number + 1 < self.steps()
-            {
-                mounted.while_frozen(|| cuts.cut(backing))?;
+            if let Some(backing) = self.cut_after(number) {
+                mounted.while_still(|| cuts.cut(backing))?;
             }
         }
         mounted.end()?;
-        std::fs::remove_dir(&mount).context(|| format!("cannot remove {mount}"))?;
         Ok(left_out)
     }
 
@@ -190,14 +195,15 @@ impl Way<'_> {
         let mut lay = Lay::onto(script, &self.request.ids, &self.config.interrupt);
         for number in 0..self.layers.count() {
             self.layers.lay(number, &mut lay, progress)?;
-            if let Some(backing) = self.chain
-                && number + 1 < self.steps()
-            {
+            if let Some(backing) = self.cut_after(number) {
                 cuts.cut(backing)?;
             }
         }
         if let Some(password) = &self.request.root_password {
             lay.target().set_password(&password::hash(password)?)?;
+            if let Some(backing) = self.cut_after(self.layers.count()) {
+                cuts.cut(backing)?;
+            }
         }
         std::fs::remove_dir_all(&scratch).context(|| format!("cannot remove {scratch}"))?;
         // It is not the kernel that has written it.
@@ -215,6 +221,17 @@ struct Cuts<'d> {
     directory: &'d Utf8Path,
     destination: Utf8PathBuf,
     names: Vec<Utf8PathBuf>,
+    /// What writes finished images to the disk meanwhile; that they are there is made sure of at the end.
+    writers: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Cuts<'_> {
+    fn drop(&mut self) {
+        for writer in self.writers.drain(..) {
+            // It has nothing to say.
+            let _ = writer.join();
+        }
+    }
 }
 
 impl Cuts<'_> {
@@ -228,6 +245,9 @@ impl Cuts<'_> {
         });
         self.disk
             .cut(&out, below.as_ref().map(|path| path.as_str()))?;
+        self.writers.push(std::thread::spawn(move || {
+            let _ = out.sync_data();
+        }));
         self.names.push(name);
         Ok(())
     }
@@ -245,107 +265,4 @@ fn make_file_system(raw: &Utf8Path, kind: FileSystem, is_root: bool) -> Result<(
         child = child.env(script::TIME_VARIABLE, script::TIME);
     }
     child.args(["-E", &extended]).arg(raw).run().map(|_| ())
-}
-
-/// Unmount what a killed one has left mounted in its directory.
-pub fn unmount_abandoned(staged: &Utf8Path) -> Result<()> {
-    let mount = staged.join(NEW).join(MOUNT);
-    let is_dir = |path: &Utf8Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
-    if is_dir(&staged.join(NEW)) && is_dir(&mount) && is_mount_point(mount.as_std_path()) {
-        // It may have been killed in the middle of a cut.
-        let _ = thaw(&mount);
-        Child::new("umount").args(["--", mount.as_str()]).run()?;
-    }
-    Ok(())
-}
-
-/// A file system that is mounted until this is gone.
-struct Mounted<'m> {
-    path: &'m Utf8Path,
-    is_mounted: bool,
-}
-
-impl<'m> Mounted<'m> {
-    fn new(raw: &Utf8Path, path: &'m Utf8Path) -> Result<Self> {
-        // By way of the cache: what is removed before it is on the disk never needs to get there.
-        let device = Child::new("losetup")
-            .args(["--find", "--show", "--direct-io=off", "--", raw.as_str()])
-            .run()?;
-        let device = String::from_utf8_lossy(&device).trim().to_owned();
-        // What the kernel would write in the background would be in later images.
-        let options = "noatime,discard,noinit_itable,barrier=0,nodev,nosuid,noexec";
-        let mounted = Child::new("mount")
-            .args(["-t", "ext4", "-o", options, "--", &device, path.as_str()])
-            .run();
-        // It goes with the mount, or else at once.
-        let detached = Child::new("losetup").args(["--detach", &device]).run();
-        mounted?;
-        let out = Self {
-            path,
-            is_mounted: true,
-        };
-        detached?;
-        Ok(out)
-    }
-
-    /// Do something while all of it is in the file, in good order.
-    fn while_frozen<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
-        let frozen = Frozen::new(self.path)?;
-        let done = what();
-        frozen.end()?;
-        done
-    }
-
-    /// Unmount it: all of it is in the file then.
-    fn end(mut self) -> Result<()> {
-        self.is_mounted = false;
-        Child::new("umount")
-            .args(["--", self.path.as_str()])
-            .run()
-            .map(|_| ())
-    }
-}
-
-/// A file system that is frozen until this is gone: unmounted before, it would stay in the kernel's memory.
-struct Frozen<'m>(Option<&'m Utf8Path>);
-
-impl<'m> Frozen<'m> {
-    fn new(path: &'m Utf8Path) -> Result<Self> {
-        Child::new("fsfreeze")
-            .args(["--freeze", path.as_str()])
-            .run()?;
-        tracing::debug!("frozen");
-        Ok(Self(Some(path)))
-    }
-
-    fn end(mut self) -> Result<()> {
-        self.0.take().map_or(Ok(()), thaw)
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take()
-            && let Err(error) = thaw(path)
-        {
-            tracing::warn!(%error, "still frozen");
-        }
-    }
-}
-
-fn thaw(path: &Utf8Path) -> Result<()> {
-    Child::new("fsfreeze")
-        .args(["--unfreeze", path.as_str()])
-        .run()
-        .map(|_| ())
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        if self.is_mounted
-            && let Err(error) = Child::new("umount").args(["--", self.path.as_str()]).run()
-        {
-            tracing::warn!(%error, "still mounted");
-        }
-    }
 }

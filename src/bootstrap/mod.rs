@@ -4,7 +4,7 @@
 //! - [`password`]: that of root
 //! - `lay`: the layers, one after the other, into a directory
 //! - `directory`: beside its place, and renamed when it is whole
-//! - `disk`: a file system for them, and an image of it after each layer
+//! - `disk`, `mounted`: a file system for them, and an image of it after each layer
 //! - `script`, `model`: the same without a mount, for those who may not
 //! - `qcow2`: the format of these
 
@@ -13,6 +13,7 @@ mod disk;
 pub mod ids;
 mod lay;
 mod model;
+mod mounted;
 pub mod password;
 mod qcow2;
 mod script;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -15,6 +16,9 @@ use crate::error::{Context as _, Result};
 /// The usual size of a cluster.
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
+const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
+/// Clusters that a thread reads at once.
+const PART: usize = 16;
 /// Entries of a table of one cluster.
 const ENTRIES: u64 = CLUSTER / 8;
 /// Reference counts of 16 bits in one cluster.
@@ -57,14 +61,10 @@ impl Disk {
         let failed = || "cannot write the disk image".into();
         let mut image = Image::new(out, self.size, backing).context(failed)?;
         let mut before = std::mem::take(&mut self.known);
-        let now = self.sums().context(failed)?;
-        let mut buffer = vec![0; usize::try_from(CLUSTER).unwrap_or(usize::MAX)];
-        for (number, sum) in &now {
-            if before.remove(number) != Some(*sum) {
-                self.read(*number, &mut buffer).context(failed)?;
-                image.data(*number, &buffer).context(failed)?;
-            }
-        }
+        let numbers = self.written().context(failed)?;
+        let now = self
+            .compare(&numbers, &mut before, &mut image)
+            .context(failed)?;
         // Those that are nothing any more.
         for number in before.into_keys() {
             image.zeros(number);
@@ -73,8 +73,8 @@ impl Disk {
         image.finish().context(failed)
     }
 
-    /// What the clusters are like that are not zeros.
-    fn sums(&self) -> io::Result<BTreeMap<u64, Sum>> {
+    /// The clusters that are not holes.
+    fn written(&self) -> io::Result<Vec<u64>> {
         let mut numbers: Vec<u64> = Vec::new();
         let mut at = 0;
         while let Some((begin, end)) = next_data(&self.raw, at, self.size)? {
@@ -83,36 +83,78 @@ impl Disk {
             numbers.extend((begin / CLUSTER).max(first)..end.div_ceil(CLUSTER));
             at = end;
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = numbers.len().div_ceil(threads).max(1);
-        let parts: Vec<io::Result<Vec<(u64, Sum)>>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = numbers
-                .chunks(share)
-                .map(|part| scope.spawn(|| self.sums_of(part)))
-                .collect();
-            let died = |_| Err(io::Error::other("a thread that reads the disk died"));
-            let joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-            joined.map(|done| done.unwrap_or_else(died)).collect()
-        });
-        let mut out = BTreeMap::new();
-        for part in parts {
-            out.extend(part?);
-        }
-        Ok(out)
+        Ok(numbers)
     }
 
-    fn sums_of(&self, numbers: &[u64]) -> io::Result<Vec<(u64, Sum)>> {
-        let mut buffer = vec![0; usize::try_from(CLUSTER).unwrap_or(usize::MAX)];
-        let mut out = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            self.read(*number, &mut buffer)?;
-            if !is_zero(&buffer) {
-                let mut sum = Sum::default();
-                sum.copy_from_slice(&blake3::hash(&buffer).as_bytes()[..size_of::<Sum>()]);
-                out.push((*number, sum));
+    /// Write those of these clusters that are not what they were `before`, from where all are taken away; what they are now.
+    /// They are read and summed by threads, and written in their order, so that the same disk is the same image.
+    fn compare(
+        &self,
+        numbers: &[u64],
+        before: &mut BTreeMap<u64, Sum>,
+        image: &mut Image<'_>,
+    ) -> io::Result<BTreeMap<u64, Sum>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let parts: Vec<&[u64]> = numbers.chunks(PART).collect();
+        let died = || io::Error::other("a thread that reads the disk died");
+        std::thread::scope(|scope| {
+            let mut queues = Vec::new();
+            // What is read is returned when it is written.
+            let (used, free) = std::sync::mpsc::channel::<Vec<u8>>();
+            let free = Arc::new(Mutex::new(free));
+            // Each thread has two at the most: one that waits to be written, one that it reads.
+            for _ in 0..2 * threads {
+                let _ = used.send(vec![0; PART * CLUSTER_BYTES]);
             }
-        }
-        Ok(out)
+            for thread in 0..threads {
+                let (done, queue) = std::sync::mpsc::sync_channel(1);
+                queues.push(queue);
+                let (parts, free) = (&parts, free.clone());
+                scope.spawn(move || {
+                    for part in parts.iter().skip(thread).step_by(threads) {
+                        let next = free.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok(mut buffer) = next else {
+                            return;
+                        };
+                        let sums = self.sums_of(part, &mut buffer);
+                        if done.send(sums.map(|sums| (sums, buffer))).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            let mut now = BTreeMap::new();
+            for (index, part) in parts.iter().enumerate() {
+                let (sums, buffer) = queues[index % threads].recv().map_err(|_| died())??;
+                let clusters = buffer.chunks(CLUSTER_BYTES);
+                for ((number, sum), cluster) in part.iter().zip(sums).zip(clusters) {
+                    let Some(sum) = sum else {
+                        continue;
+                    };
+                    if before.remove(number) != Some(sum) {
+                        image.data(*number, cluster)?;
+                    }
+                    now.insert(*number, sum);
+                }
+                let _ = used.send(buffer);
+            }
+            Ok(now)
+        })
+    }
+
+    /// Read clusters, and sum them up; nothing for zeros.
+    fn sums_of(&self, numbers: &[u64], buffer: &mut [u8]) -> io::Result<Vec<Option<Sum>>> {
+        let clusters = buffer.chunks_mut(CLUSTER_BYTES);
+        let one = |(number, cluster): (&u64, &mut [u8])| {
+            self.read(*number, cluster)?;
+            if is_zero(cluster) {
+                return Ok(None);
+            }
+            let mut sum = Sum::default();
+            sum.copy_from_slice(&blake3::hash(cluster).as_bytes()[..size_of::<Sum>()]);
+            Ok(Some(sum))
+        };
+        numbers.iter().zip(clusters).map(one).collect()
     }
 
     /// Read a cluster; the last one of the disk may be shorter.

@@ -16,6 +16,7 @@ mod unpack;
 mod walk;
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::str::FromStr;
 
 use jiff::Timestamp;
@@ -138,8 +139,8 @@ pub struct Part {
 
 /// A change that is ready to be made.
 pub struct Injection {
-    source: Registry,
-    destination: Registry,
+    source: Rc<Registry>,
+    destination: Rc<Registry>,
     tag: String,
     /// What the tag names now.
     before: Option<Digest>,
@@ -171,12 +172,12 @@ impl Injection {
         request: &Request<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let registry = Registry::open(request.image, request.access)?;
+        let registry = Rc::new(Registry::open(request.image, request.access)?);
         let source = Source::read(&registry, request.image, request.access.platform.as_ref())?;
         let has_layer = source
             .images()
             .any(|image| image.find(request.layer).is_some());
-        let (destination, tag) = destination(request, has_layer)?;
+        let (destination, tag) = destination(request, &registry, has_layer)?;
         if !registry.is_beside(&destination) {
             fail!(
                 Kind::Usage,
@@ -492,15 +493,13 @@ fn make_layer(
     packed.map(Some)
 }
 
-fn destination(request: &Request<'_>, has_layer: bool) -> Result<(Registry, String)> {
-    let beside = |tag: &str| -> Result<(Registry, String)> {
-        Ok((
-            Registry::open(request.image, request.access)?,
-            tag.to_owned(),
-        ))
-    };
-    match (request.destination, request.image.tag()) {
-        (Some(Destination::Tag(tag)), _) => beside(tag),
+/// The repository and the tag that are meant.
+fn destination(
+    request: &Request<'_>,
+    source: &Rc<Registry>,
+    has_layer: bool,
+) -> Result<(Rc<Registry>, String)> {
+    let tag = match (request.destination, request.image.tag()) {
         (Some(Destination::Name(name)), _) => {
             let mut name = name.clone();
             if name.registry().is_none()
@@ -509,11 +508,16 @@ fn destination(request: &Request<'_>, has_layer: bool) -> Result<(Registry, Stri
                 name = format!("{registry}/{name}").parse()?;
             }
             let tag = name.tag().unwrap_or("latest").to_owned();
-            Ok((Registry::open(&name, request.access)?, tag))
+            if name.without_tag() == request.image.without_tag() {
+                return Ok((source.clone(), tag));
+            }
+            return Ok((Rc::new(Registry::open(&name, request.access)?), tag));
         }
-        (None, Some(tag)) if has_layer && request.image.digest().is_none() => beside(tag),
-        (None, _) => beside(request.layer.as_str()),
-    }
+        (Some(Destination::Tag(tag)), _) => tag,
+        (None, Some(tag)) if has_layer && request.image.digest().is_none() => tag,
+        (None, _) => request.layer.as_str(),
+    };
+    Ok((source.clone(), tag.to_owned()))
 }
 
 /// Now, or the time that builds are to say it is. Source: reproducible-builds.org, `SOURCE_DATE_EPOCH`.

@@ -46,12 +46,15 @@ pub fn find(access: &Access, host: &str, repository: &str) -> Result<Option<Logi
     if let Some(credentials) = &access.credentials {
         return Ok(Some(Login::Basic(credentials.clone())));
     }
-    let files = match named_file(access)? {
-        Some(path) => vec![path],
-        None => usual_files(),
-    };
-    for path in files {
-        let Some(file) = read(&path)? else {
+    let named = named_file(access)?;
+    let is_named = named.is_some();
+    for path in named.map_or_else(usual_files, |path| vec![path]) {
+        let file = match read(&path) {
+            // What one may not even look at is somebody else's.
+            Err(error) if !is_named && error.kind() == Kind::Permission => None,
+            read => read?,
+        };
+        let Some(file) = file else {
             continue;
         };
         if let Some(found) = find_in(&file, host, repository)? {
@@ -189,6 +192,9 @@ fn read(path: &Path) -> Result<Option<Value>> {
             .kind(Kind::Invalid, failed)
             .map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(error).kind(Kind::Permission, failed)
+        }
         Err(error) => Err(error).context(failed),
     }
 }

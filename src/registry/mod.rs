@@ -3,6 +3,7 @@
 //! - `access`: how a person says that it is to be reached
 //! - [`credentials`]: who we are to it
 //! - `place`: where it is
+//! - `tls`: whom we trust to be it
 //! - `auth`: what it wants to see before it answers
 //! - `manifest`, `blob`, `upload`: what it keeps
 //! - `search`: what it knows
@@ -19,6 +20,7 @@ pub mod credentials;
 mod manifest;
 mod place;
 mod search;
+mod tls;
 mod upload;
 
 use std::cell::{OnceCell, RefCell};
@@ -30,6 +32,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{
+    ConnectProxyConnector, Connector as _, SocksConnector, TcpConnector,
+};
 use ureq::{Agent, Body, Proxy, SendBody};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -42,6 +48,7 @@ use credentials::Login;
 pub use manifest::Tagged;
 use place::Place;
 pub use search::{Found, search};
+use tls::{Tls, Trust};
 pub use upload::{Blob, Uploaded};
 
 /// How long a registry may take to accept a connection.
@@ -145,9 +152,8 @@ impl Registry {
 
     fn at(place: Place, access: &Access, proxy: Option<&str>) -> Result<Self> {
         let login = credentials::find(access, &place.host, &place.repository)?;
-        let config = Agent::config_builder().tls_config(place.tls()?);
         Ok(Self {
-            agent: agent(config, proxy)?,
+            agent: agent(place.trust()?, proxy)?,
             place,
             login,
             base: OnceCell::new(),
@@ -304,13 +310,13 @@ impl Registry {
     fn explain(&self, error: &ureq::Error) -> Error {
         let address = &self.place.address;
         let hint = match error {
+            ureq::Error::Io(error) if tls::is_distrust(error) => {
+                "the registry's certificate is not trusted, or it speaks plain HTTP: use http:NAME or --tls-verify=false"
+            }
             ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
             | ureq::Error::Timeout(_)
             | ureq::Error::Io(_) => "the registry cannot be reached",
-            ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => {
-                "the registry's certificate is not trusted, or it speaks plain HTTP: use http:NAME or --tls-verify=false"
-            }
             _ => "the registry does not answer as one",
         };
         Error::new(Kind::Transport, format!("{address}: {hint} ({error})"))
@@ -339,11 +345,8 @@ impl Registry {
 }
 
 /// What all questions have in common.
-fn agent(
-    config: ureq::config::ConfigBuilder<ureq::typestate::AgentScope>,
-    proxy: Option<&str>,
-) -> Result<Agent> {
-    let mut config = config
+fn agent(trust: Trust, proxy: Option<&str>) -> Result<Agent> {
+    let mut config = Agent::config_builder()
         .http_status_as_error(false)
         .user_agent(concat!("atomic-rs/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT))
@@ -353,7 +356,14 @@ fn agent(
         let proxy = Proxy::new(proxy).kind(Kind::Usage, || format!("the proxy {proxy}"))?;
         config = config.proxy(Some(proxy));
     }
-    Ok(Agent::new_with_config(config.build()))
+    // By a proxy or directly, and then with TLS of our own trust.
+    let connector =
+        ().chain(SocksConnector::default())
+            .chain(ConnectProxyConnector::default())
+            .chain(TcpConnector::default())
+            .chain(Tls::new(trust)?);
+    let resolver = DefaultResolver::default();
+    Ok(Agent::with_parts(config.build(), connector, resolver))
 }
 
 fn takes_content(method: &Method) -> bool {

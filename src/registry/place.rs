@@ -4,12 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
-use ureq::tls::{
-    Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsConfigBuilder, parse_pem,
-};
 
 use super::access::Access;
+use super::tls::Trust;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::Name;
@@ -128,58 +128,17 @@ impl Place {
         })
     }
 
-    /// What TLS is to accept, and to show.
-    pub(super) fn tls(&self) -> Result<TlsConfig> {
-        let own = Certificates::for_host(&self.address)?;
-        let config = builder()
-            .disable_verification(self.insecure)
-            .client_cert(own.client);
-        if self.insecure {
-            return Ok(config.build());
-        }
-        Ok(config.root_certs(roots(own.authorities)).build())
-    }
-}
-
-/// What TLS accepts of hosts that nothing is kept for.
-pub(super) fn system_tls() -> TlsConfig {
-    builder().root_certs(roots(Vec::new())).build()
-}
-
-fn builder() -> TlsConfigBuilder {
-    let provider = rustls::crypto::ring::default_provider();
-    TlsConfig::builder().unversioned_rustls_crypto_provider(provider.into())
-}
-
-/// The system's authorities and these.
-fn roots(own: Vec<Certificate<'static>>) -> RootCerts {
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::debug!(%error, "a certificate of the system's cannot be read");
-    }
-    let system = found
-        .certs
-        .iter()
-        .map(|certificate| Certificate::from_der(certificate).to_owned());
-    let all: Vec<Certificate<'static>> = system.chain(own).collect();
-    RootCerts::new_with_certs(&all)
-}
-
-/// What is kept for one host: authorities beyond the system's, and what it wants to see of us.
-#[derive(Default)]
-struct Certificates {
-    authorities: Vec<Certificate<'static>>,
-    client: Option<ClientCert>,
-}
-
-impl Certificates {
-    fn for_host(host: &str) -> Result<Self> {
+    /// Whom TLS is to trust, and what it shows.
+    pub(super) fn trust(&self) -> Result<Trust> {
         let own = std::env::var("HOME").ok();
         let own = own.map(|home| PathBuf::from(home).join(".config/containers/certs.d"));
         let places = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
         let places = own.into_iter().chain(places.map(PathBuf::from));
-        let mut out = Self::default();
-        for directory in places.map(|place| place.join(host)) {
+        let mut out = Trust {
+            insecure: self.insecure,
+            ..Trust::default()
+        };
+        for directory in places.map(|place| place.join(&self.address)) {
             let Ok(entries) = std::fs::read_dir(&directory) else {
                 continue;
             };
@@ -188,12 +147,12 @@ impl Certificates {
             for path in paths {
                 match path.extension().and_then(|extension| extension.to_str()) {
                     Some("crt") => out.authorities.extend(certificates(&path)?),
-                    Some("cert") if out.client.is_none() => {
+                    Some("cert") if out.own.is_none() => {
                         let key = path.with_extension("key");
                         let text = read(&key)?;
-                        let key = PrivateKey::from_pem(&text).map_err(|error| bad(&key, &error))?;
-                        let chain = certificates(&path)?;
-                        out.client = Some(ClientCert::new_with_certs(&chain, key));
+                        let key = PrivateKeyDer::from_pem_slice(&text)
+                            .map_err(|error| bad(&key, &error))?;
+                        out.own = Some((certificates(&path)?, key));
                     }
                     _ => {}
                 }
@@ -203,22 +162,18 @@ impl Certificates {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let text = read(path)?;
-    let mut out = Vec::new();
-    for item in parse_pem(&text) {
-        if let PemItem::Certificate(certificate) = item.map_err(|error| bad(path, &error))? {
-            out.push(certificate);
-        }
-    }
-    Ok(out)
+    CertificateDer::pem_slice_iter(&text)
+        .map(|certificate| certificate.map_err(|error| bad(path, &error)))
+        .collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).context(|| format!("cannot read {}", path.display()))
 }
 
-fn bad(path: &Path, error: &ureq::Error) -> Error {
+fn bad(path: &Path, error: &pem::Error) -> Error {
     Error::new(Kind::Invalid, format!("{}: {error}", path.display()))
 }
 

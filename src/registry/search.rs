@@ -5,7 +5,8 @@ use ureq::Agent;
 use ureq::http::{Method, StatusCode};
 
 use super::auth::{Scope, encoded};
-use super::{Ask, Registry, agent, json, place};
+use super::tls::Trust;
+use super::{Ask, Registry, agent, json};
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 
@@ -30,10 +31,7 @@ pub struct Found {
 
 /// Search docker's registry.
 pub fn search(expression: &str, proxy: Option<&str>) -> Result<Vec<Found>> {
-    let agent: Agent = agent(
-        Agent::config_builder().tls_config(place::system_tls()),
-        proxy,
-    )?;
+    let agent: Agent = agent(Trust::default(), proxy)?;
     let fields = encoded(&[("query", expression), ("page_size", "100")]);
     let url = format!("{HUB_SEARCH}?{fields}");
     let said = agent.get(&url).call();

@@ -6,6 +6,7 @@ pub mod host;
 pub mod images;
 pub mod place;
 pub mod registry;
+pub mod tokens;
 pub mod tree;
 pub mod user;
 pub mod wire;

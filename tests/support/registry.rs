@@ -1,6 +1,6 @@
 //! Debian's docker-registry on a loopback port.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,27 @@ impl Registry {
         // Wanted for as long as the registry runs.
         std::mem::forget(scratch);
         registry
+    }
+
+    /// A registry with TLS: a certificate that is its own authority, and the file that has it.
+    pub fn with_tls() -> (Self, PathBuf) {
+        let scratch = Scratch::new("tls");
+        let (key, certificate) = (scratch.join("key"), scratch.join("crt"));
+        make_certificate(&key, &certificate);
+        let section = format!(
+            "  tls:\n    certificate: {}\n    key: {}\n",
+            certificate.display(),
+            key.display()
+        );
+        let registry = Self::with(&section);
+        std::mem::forget(scratch);
+        (registry, certificate)
+    }
+
+    /// A registry that wants tokens, which are given to a user with a password.
+    pub fn with_tokens(user: &str, password: &str) -> (Self, super::tokens::Tokens) {
+        let tokens = super::tokens::Tokens::start(user, password);
+        (Self::with(&tokens.section()), tokens)
     }
 
     fn with(more: &str) -> Self {
@@ -139,6 +160,27 @@ impl Registry {
             &hex[..2]
         ))
     }
+}
+
+/// A certificate for the loopback address, signed by itself.
+pub fn make_certificate(key: &Path, certificate: &Path) {
+    let mut command = Command::new("openssl");
+    must(
+        command
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ])
+            .args([
+                "-subj",
+                "/CN=127.0.0.1",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+            ])
+            .arg("-keyout")
+            .arg(key)
+            .arg("-out")
+            .arg(certificate),
+    );
 }
 
 impl Drop for Registry {
