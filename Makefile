@@ -9,7 +9,7 @@ CARGO ?= cargo
 PACKAGES = build-essential pkg-config libostree-dev libselinux1-dev libclang-dev \
 	skopeo golang-github-containers-image golang-github-containers-common runc crun ostree \
 	docker-registry podman proot libfakechroot xz-utils bzip2 adduser apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
-	busybox-static attr umoci erofs-utils zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg openssl jq procps python3 time xfsprogs e2fsprogs qemu-utils util-linux
+	busybox-static attr umoci erofs-utils zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg openssl git git-annex jq procps python3 time xfsprogs e2fsprogs qemu-utils util-linux
 
 .PHONY: all deps demo test bench install man clean
 

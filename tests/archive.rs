@@ -370,3 +370,49 @@ fn podman_runs_it_where_that_is_wanted() {
         said.err()
     );
 }
+
+#[test]
+fn what_is_saved_is_annexed_cloned_fetched_and_run_elsewhere() {
+    let registry = Registry::start();
+    let place = Place::new("archive");
+    // Its first layer is large enough for git-annex.
+    image("of the data set").push(&registry, "app:1");
+    let git = |script: &str| {
+        place.sh(&format!(
+            "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1; git config --global user.name me
+             git config --global user.email me@example.org; {script}"
+        ))
+    };
+    git("git init -q set; cd set; git annex init -q here");
+    place.ok(&format!("save http:{}/app:1 set/image", registry.address()));
+    let annexed = git("cd set; git annex add -q .; git commit -q -m saved; git annex find");
+    assert_eq!(annexed.lines().count(), 1, "{annexed}");
+    assert!(annexed.starts_with("image/blobs/sha256/"), "{annexed}");
+    // Again, in the data set: nothing changes.
+    let again = place.ok(&format!("save http:{}/app:1 set/image", registry.address()));
+    assert!(again.contains("is up to date"), "{again}");
+    assert_eq!(git("cd set; git status --short"), "");
+    // A clone has all but the layer, and says what to do.
+    git("git clone -q set clone; cd clone; git annex init -q there");
+    let info = place.ok("info clone/image");
+    assert!(
+        info.contains("app:1") && info.contains("not there"),
+        "{info}"
+    );
+    place.refused("verify clone/image", "damaged");
+    let output = place.run("run clone/image true");
+    assert_eq!(output.code(), 125, "{}", output.err());
+    git("cd clone; git annex get -q image");
+    place.ok("verify clone/image");
+    assert_eq!(place.ok("run clone/image"), "of the data set");
+    // Once with all of it annexed.
+    git("git init -q all; cd all; git annex init -q all");
+    place.ok(&format!("save http:{}/app:1 all/image", registry.address()));
+    git(
+        "cd all; rm image/.gitattributes; git annex add -q .; git commit -q -m all; cd ..
+         git clone -q all other; cd other; git annex init -q other",
+    );
+    place.refused("info other/image", "git annex get");
+    git("cd other; git annex get -q image");
+    assert_eq!(place.ok("run other/image"), "of the data set");
+}

@@ -663,3 +663,53 @@ fn a_registry_with_tls_must_be_trusted() {
         "it speaks plain HTTP",
     );
 }
+
+#[test]
+fn programs_read_how_far_it_is() {
+    let registry = Registry::start();
+    let place = Place::new("inject");
+    image().push(&registry, "app:1");
+    place.sh("mkdir -p tree/cvmfs; head -c 3000000 /dev/urandom > tree/cvmfs/noise");
+    let program = support::program();
+    let run = |words: &str| -> Vec<Value> {
+        let text = place.sh(&format!(
+            "ATOMIC_OSTREE_CHECKOUT_PATH=$PWD/store ATOMIC_RS_CONFIG=/none {} --progress-fd 3 {words} 3>&1 >/dev/null 2>/dev/null",
+            program.display()
+        ));
+        let lines = text.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let name = format!("http:{}/app:1", registry.address());
+    let lines = run(&format!("inject update {name} --dir tree"));
+    let ends: Vec<&Value> = lines.iter().filter(|line| line["done"] == true).collect();
+    assert_eq!(
+        (&ends[0]["phase"], &ends[0]["bytes"]),
+        (&json!("pack"), &json!(3_000_000))
+    );
+    assert_eq!(ends[1]["phase"], "upload");
+    assert_eq!(ends[1]["bytes"], ends[1]["total"]);
+    let lines = run(&format!(
+        "bootstrap http:{}/app:cvmfs root",
+        registry.address()
+    ));
+    let phases: Vec<&str> = lines
+        .iter()
+        .filter(|line| line["done"] == true)
+        .map(|line| line["phase"].as_str().unwrap())
+        .collect();
+    assert_eq!(phases, ["pull", "unpack"]);
+    let pulled = lines.iter().filter(|line| line["phase"] == "pull");
+    let steps = pulled.filter(|line| {
+        line["step"]
+            .as_str()
+            .is_some_and(|step| step.starts_with("layer sha256:"))
+    });
+    assert!(steps.count() >= 3);
+    assert!(lines.iter().all(|line| line["version"] == 1));
+    place.refused(
+        &format!("list {name} --progress-fd 77"),
+        "no open file descriptor",
+    );
+}

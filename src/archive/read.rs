@@ -78,6 +78,14 @@ impl Archive {
                 images.push(docker_image(&directory, item)?);
             }
         } else {
+            for name in ["index.json", "manifest.json"] {
+                if directory.join(name).is_symlink() {
+                    fail!(
+                        Kind::NotFound,
+                        "{directory}/{name} is a link to what is not here: \"git annex get {directory}\" or \"datalad get\" fetches it"
+                    );
+                }
+            }
             fail!(
                 Kind::NotFound,
                 "{directory} holds no image: it has neither index.json nor manifest.json"

@@ -17,6 +17,9 @@ use crate::{fail, safefs};
 
 /// What this program notes beside the layout.
 const NOTES: &str = "atomic-rs.json";
+/// Tells git-annex to leave what is small to git, so that all but the layers is in every clone.
+const ATTRIBUTES: &str = ".gitattributes";
+const SMALL_IN_GIT: &str = "* annex.largefiles=largerthan=64kb\n";
 const VERSION: u64 = 1;
 const MAX_NOTES_BYTES: u64 = 8 * 1024 * 1024;
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
@@ -110,6 +113,7 @@ pub fn save(
     files.write_index(&fetched.bytes, fetched.digest, name.as_deref())?;
     files.write_docker_manifest(image.digest, layers, name.as_deref())?;
     files.write_notes(origin, layers)?;
+    files.write_attributes()?;
     files.remove_others(&[&[fetched.digest, image.digest][..], &digests(layers)].concat())?;
     safefs::sync_file_system(directory.as_std_path())?;
     Ok(Saved {
@@ -295,6 +299,14 @@ impl Files<'_> {
                 .to_string()
                 .as_bytes(),
         )
+    }
+
+    /// Unless somebody has others there.
+    fn write_attributes(&mut self) -> Result<()> {
+        if self.directory.join(ATTRIBUTES).exists() {
+            return Ok(());
+        }
+        self.put(Utf8Path::new(ATTRIBUTES), SMALL_IN_GIT.as_bytes())
     }
 
     fn write_docker_manifest(

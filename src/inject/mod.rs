@@ -185,8 +185,9 @@ impl Injection {
             );
         }
         let is_elsewhere = destination.repository() != registry.repository();
-        let here = request.image.digest().is_none() && request.image.tag() == Some(tag.as_str());
-        let old = if here && !is_elsewhere {
+        let is_tag = request.image.digest().is_none() && request.image.tag() == Some(tag.as_str());
+        let is_here = is_tag && !is_elsewhere;
+        let old = if is_here {
             Some(source.top.clone())
         } else {
             destination.manifest(&tag)?
@@ -194,7 +195,7 @@ impl Injection {
         let packed = make_layer(config, request, &source, progress)?;
         let created = match (&packed, &old) {
             // What is there already is made again byte for byte.
-            (Some(packed), Some(old)) => {
+            (Some(packed), Some(old)) if !is_here => {
                 let known = Source::of(&destination, old.clone(), None)
                     .ok()
                     .and_then(|old| old.created(request.layer, packed.described.diff_id));

@@ -3,7 +3,7 @@
 //! What is in it is data: a name that begins with `.wh.` hides something of the layers below, and becomes an empty file,
 //! which is packed as the same whiteout again.
 
-use std::io::BufReader;
+use std::io::{BufReader, Read as _};
 
 use camino::Utf8Path;
 
@@ -85,8 +85,11 @@ fn fetch(
         &config.interrupt,
     )?
     .literally();
-    let mut blob = BufReader::new(Hashing::new(registry.blob(described.digest)?));
+    // Neither more bytes than the image says, nor more than a layer may have.
+    let blob = registry.blob(described.digest)?.take(described.size);
+    let mut blob = BufReader::new(Hashing::new(blob));
     let diff_id = pull::with_inflated(&mut blob, |input| {
+        let input = input.take(config.max_layer_bytes);
         let mut archive = TarStream::new(Hashing::new(input));
         lay.archive(&mut archive, &mut |bytes| progress.advance(bytes))?;
         archive.drain()?;

@@ -7,7 +7,7 @@ use ureq::http::{Method, Response, StatusCode};
 
 use super::auth::{Scope, encoded};
 use super::{Ask, Content, LONGEST_PAUSE, PAUSE, Registry, TRIES};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::Digest;
 
 /// Bytes of one request: what is lost at the most when a connection breaks.
@@ -185,7 +185,12 @@ impl Registry {
             let is_first = session.offset == 0;
             let said = self.judge(said, &[StatusCode::ACCEPTED], is_first)?;
             session.url = Self::location(&said, &session.url).map_err(Broken::Final)?;
-            session.offset = received(&said).unwrap_or(last + 1);
+            let has = received(&said).unwrap_or(last + 1);
+            if has <= session.offset && length > 1 {
+                let text = "the registry takes nothing of an upload";
+                return Err(Broken::Passing(Error::new(Kind::Transport, text)));
+            }
+            session.offset = has.max(session.offset + 1);
             progress(session.offset);
         }
         let sign = if session.url.contains('?') { '&' } else { '?' };
