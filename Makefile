@@ -8,7 +8,7 @@ CARGO ?= cargo
 # registries files, a runtime. To test: a registry, podman to compare with, nspawn, D-Bus, static busybox.
 PACKAGES = build-essential pkg-config libostree-dev libselinux1-dev libclang-dev \
 	skopeo golang-github-containers-image golang-github-containers-common runc crun ostree \
-	docker-registry podman proot libfakechroot xz-utils bzip2 adduser apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
+	docker-registry docker.io podman proot libfakechroot xz-utils bzip2 adduser apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
 	busybox-static attr umoci erofs-utils zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg openssl git git-annex jq procps python3 time xfsprogs e2fsprogs qemu-utils util-linux
 
 .PHONY: all deps demo test bench install man clean
@@ -24,7 +24,7 @@ deps:
 		echo "installing:$$missing"; \
 		if [ "$$(id -u)" != 0 ]; then echo "run \"make deps\" as root" >&2; exit 1; fi; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
-		systemctl disable --now docker-registry >/dev/null 2>&1 || true; \
+		systemctl disable --now docker-registry docker.service docker.socket containerd >/dev/null 2>&1 || true; \
 	fi
 	@command -v $(CARGO) >/dev/null || { \
 		echo "Rust is missing. Install it with rustup (https://rustup.rs), at least version 1.92, and run again." >&2; exit 1; }

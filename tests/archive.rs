@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use support::docker::Docker;
 use support::images::{Image, Layer};
 use support::place::Place;
 use support::{Host, Registry, Said as _, User, must, program};
@@ -415,4 +416,48 @@ fn what_is_saved_is_annexed_cloned_fetched_and_run_elsewhere() {
     place.refused("info other/image", "git annex get");
     git("cd other; git annex get -q image");
     assert_eq!(place.ok("run other/image"), "of the data set");
+}
+
+#[test]
+fn dockers_own_images_are_saved_and_run_with_it_and_without_it() {
+    let docker = Docker::start();
+    let place = Place::new("archive");
+    let archive = place.path("archive.tar");
+    image("of docker").docker_archive(&archive, "app:1");
+    docker.run(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+    // What it saves, unpacked, is what the adapter of DataLad has.
+    place.sh(&format!(
+        "mkdir saved; DOCKER_HOST={} docker save app:1 | tar -C saved -x",
+        docker.host()
+    ));
+    assert_eq!(place.ok("run --repo-tag app:1 saved"), "of docker");
+    let output = place.run("run saved sh -c 'exit'");
+    assert_eq!(output.code(), 0, "{}", output.err());
+    let run = |words: &str| {
+        let mut command = place.command(words);
+        let output = command.env("DOCKER_HOST", docker.host()).output().unwrap();
+        assert_eq!(output.code(), 0, "{words}: {}", output.err());
+        output.out()
+    };
+    // From the daemon, and again: nothing changes.
+    run("save docker:app:1 ours");
+    place.ok("verify ours");
+    assert!(run("save docker:app:1 ours").contains("is up to date"));
+    assert_eq!(place.ok("run ours"), "of docker");
+    // By the daemon, which has it already; a newer image of the name stays.
+    let id = docker.run(&["images", "--no-trunc", "--quiet", "app:1"]);
+    image("newer").docker_archive(&place.path("newer.tar"), "app:1");
+    let newer = place.path("newer.tar").display().to_string();
+    docker.run(&["load", "--quiet", "--input", &newer]);
+    let moved = docker.run(&["images", "--no-trunc", "--quiet", "app:1"]);
+    assert_ne!(id, moved);
+    assert_eq!(run("run --engine docker saved"), "of docker");
+    // And when it has it no more.
+    docker.run(&["rmi", "--force", id.trim()]);
+    assert_eq!(run("run --engine docker ours"), "of docker");
+    assert_eq!(run("run --engine docker saved"), "of docker");
+    assert_eq!(
+        docker.run(&["images", "--no-trunc", "--quiet", "app:1"]),
+        moved
+    );
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, unused_imports)] // each test uses a part
 
 pub mod debian;
+pub mod docker;
 pub mod host;
 pub mod images;
 pub mod place;
