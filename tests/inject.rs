@@ -90,9 +90,11 @@ fn others_pull_what_was_injected_and_all_other_layers_stay() {
         assert!(said.trim_end().ends_with(&digest), "{said}");
         assert_eq!(digests(&empty)[..2], digests(&before.1)[..]);
         assert_eq!(digests(&empty).len(), 3);
-        // Setting up twice adds nothing.
-        let again = place.ok(&format!("init {name}:cvmfs"));
-        assert!(again.contains("is up to date"), "{again}");
+        // Setting up twice adds nothing, wherever it is read.
+        for tag in ["cvmfs", "1"] {
+            let again = place.ok(&format!("init {name}:{tag}"));
+            assert!(again.contains("is up to date"), "{again}");
+        }
         place.ok(&format!(
             "update {name}:cvmfs --dir tree --compression {compression}"
         ));
@@ -116,6 +118,10 @@ fn others_pull_what_was_injected_and_all_other_layers_stay() {
             serde_json::from_str(&place.ok(&format!("list --json {name}:cvmfs"))).unwrap();
         assert_eq!(listed["images"][0]["layers"][0]["diff_id"], wanted);
         assert_eq!(listed["images"][0]["layers"][0]["index"], 2);
+        // What is in it is not put out of the way by an empty one, unless that is wanted.
+        place.refused(&format!("init {name}:1"), "has a layer \"cvmfs\" already");
+        place.ok(&format!("init {name}:1 --dest other"));
+        place.ok(&format!("init {name}:1 --dest other --force"));
         // The image that it comes from is what it was.
         assert_eq!(manifest(&registry.address(), "app:1").0, before.0);
         assert_eq!(written.layers.len(), 2);
@@ -167,6 +173,8 @@ fn others_pull_what_was_injected_and_all_other_layers_stay() {
         place.ok(&format!("remove {name}:cvmfs"));
         let (_, without) = manifest(&registry.address(), "app:cvmfs");
         assert_eq!(digests(&without), digests(&before.1));
+        let digest = &before.0;
+        place.refused(&format!("remove {name}@{digest}"), "names a digest");
         place.refused(&format!("remove {name}:cvmfs"), "has no layer \"cvmfs\"");
     }
     place.refused(
@@ -200,7 +208,10 @@ fn a_change_uploads_the_layer_the_config_and_the_manifest_and_no_change_nothing(
     };
     assert_eq!(kinds(&dry), ["layer", "config", "manifest"]);
     assert_eq!(kinds(&done), kinds(&dry));
-    assert_eq!(done["layer"], dry["layer"]);
+    assert_eq!(
+        (&done["layer"], &done["digest"]),
+        (&dry["layer"], &dry["digest"])
+    );
     let asked = wire.asked();
     let of = |method: &str, part: &str| {
         let lines = asked.iter();
@@ -226,8 +237,8 @@ fn a_change_uploads_the_layer_the_config_and_the_manifest_and_no_change_nothing(
         assert_eq!(requests(&wire, "P"), [] as [String; 0]);
     }
     assert_eq!(manifest(&registry.address(), "app:cvmfs").0, before);
-    let dry = place.run(&format!("update {name}:cvmfs --dir tree --dry-run"));
-    assert_eq!(dry.code(), 0);
+    let again = place.run(&format!("update {name}:cvmfs --dir tree --dry-run"));
+    assert_eq!(again.code(), 0);
 }
 
 #[test]
@@ -511,7 +522,19 @@ fn what_a_registry_or_an_archive_makes_up_is_refused() {
     place.refused(&format!("update {name}:1 --tar cut.tar"), "cut off");
     place.refused(
         &format!("update {name}:1 --tar none.tar"),
-        "there is no file",
+        "there is no regular file",
+    );
+    place.sh(": > empty.tar; tar -cf none-in-it.tar -T /dev/null");
+    for empty in ["empty.tar", "none-in-it.tar"] {
+        place.refused(&format!("update {name}:1 --tar {empty}"), "nothing in it");
+    }
+    place.refused(
+        &format!("update {name}:1 --dir tree --platform linux/s390x"),
+        "it is made for linux/amd64",
+    );
+    place.refused(
+        &format!("prepare {name}:1 --dir . --force"),
+        "is being used",
     );
     place.refused(
         &format!("update {name}:1 --dir none"),

@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use super::mounted;
+use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::{fail, safefs};
 
@@ -154,7 +155,7 @@ impl Drop for Staged {
 ///
 /// # Errors
 /// [`Kind::Exists`] if there is something.
-pub fn check(destination: &Utf8Path, force: bool) -> Result<()> {
+pub fn check(config: &Config, destination: &Utf8Path, force: bool) -> Result<()> {
     let destination = &camino::absolute_utf8(destination).context(|| destination.to_string())?;
     if destination.file_name().is_none() {
         fail!(Kind::Usage, "{destination} cannot be the destination");
@@ -175,6 +176,24 @@ pub fn check(destination: &Utf8Path, force: bool) -> Result<()> {
             Kind::Exists,
             "{destination} is not empty: --force replaces it"
         );
+    }
+    let real = destination.canonicalize_utf8();
+    let real = real.context(|| destination.to_string())?;
+    let here = std::env::current_dir().ok();
+    let here = here.and_then(|path| Utf8PathBuf::from_path_buf(path).ok());
+    let needed = [
+        Some(&config.checkouts),
+        config.repository.as_ref(),
+        here.as_ref(),
+    ];
+    for needed in needed.into_iter().flatten() {
+        let needed = needed.canonicalize_utf8().unwrap_or(needed.clone());
+        if needed.starts_with(&real) {
+            fail!(
+                Kind::Refused,
+                "{destination} cannot be replaced: {needed} is in it, which is being used"
+            );
+        }
     }
     if is_mount_point(destination.as_std_path()) {
         fail!(

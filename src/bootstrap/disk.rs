@@ -116,11 +116,20 @@ pub fn make(
         request,
         images: chain,
     };
-    let left_out = if is_root {
-        way.mounted(&raw, directory, &mut cuts, progress)?
+    let filled = if is_root {
+        way.mounted(&raw, directory, &mut cuts, progress)
     } else {
-        way.scripted(&raw, directory, &mut cuts, progress)?
+        way.scripted(&raw, directory, &mut cuts, progress)
     };
+    let left_out = filled.map_err(|error| {
+        if !error.to_string().contains("No space left") {
+            return error;
+        }
+        let size = disk.size;
+        error.within(format_args!(
+            "a disk of {size} bytes is too small, --size makes a larger one"
+        ))
+    })?;
     if chain.is_none() {
         return Ok((vec![RAW.into()], left_out));
     }

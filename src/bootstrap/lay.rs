@@ -134,20 +134,23 @@ impl<'a, T: Target> Lay<'a, T> {
         self.target.end_layer()
     }
 
-    /// Lay an archive that is read as it comes.
+    /// Lay an archive that is read as it comes; how many entries it has.
     pub fn archive<R: Read>(
         &mut self,
         archive: &mut TarStream<R>,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let mut entries = 0;
         while let Some(entry) = archive.next_entry()? {
             if let EntryKind::File { size } = entry.kind {
                 progress(size);
             }
             let mut content = archive.content();
             self.entry(&entry, Content::Stream(&mut content))?;
+            entries += 1;
         }
-        self.target.end_layer()
+        self.target.end_layer()?;
+        Ok(entries)
     }
 
     /// All layers are laid: how many entries could not be made.

@@ -164,9 +164,16 @@ impl<'s> Layers<'s> {
         progress.layer(number + 1, self.count());
         let mut advance = |bytes| progress.advance(bytes);
         match self {
-            Self::Archive(path) => pull::with_unpacked(path, |input| {
-                lay.archive(&mut TarStream::new(input), &mut advance)
-            }),
+            Self::Archive(path) => {
+                let entries = pull::with_unpacked(path, |input| {
+                    lay.archive(&mut TarStream::new(input), &mut advance)
+                })?;
+                if entries == 0 {
+                    // Whatever was to write it has failed.
+                    fail!(Kind::Invalid, "{path}: the archive has nothing in it");
+                }
+                Ok(())
+            }
             Self::Stored(store, digests) => {
                 let digest = digests[number];
                 let mut stream = store.layer_stream(digest)?;
@@ -181,7 +188,7 @@ impl<'s> Layers<'s> {
 ///
 /// # Errors
 /// Those of [`make`] that are known without a source.
-pub fn check(request: &Request) -> Result<()> {
+pub fn check(config: &Config, request: &Request) -> Result<()> {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root && request.form == Form::Directory && !request.ids.is_empty() {
         fail!(
@@ -189,7 +196,7 @@ pub fn check(request: &Request) -> Result<()> {
             "only root can give files to other users: without the ranges of ids they are all yours"
         );
     }
-    directory::check(&request.destination, request.force)
+    directory::check(config, &request.destination, request.force)
 }
 
 /// Make it: all of it, or nothing.
@@ -200,7 +207,7 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<Made> {
     let _held = config.interrupt.hold();
-    check(request)?;
+    check(config, request)?;
     let layers = Layers::of(source)?;
     let staged = Staged::new(&request.destination)?;
     let inner = staged.path().join(NEW);

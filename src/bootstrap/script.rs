@@ -120,7 +120,7 @@ impl<'d> Script<'d> {
         if line.contains(&b'\n') || line.len() > MAX_LINE {
             fail!(
                 Kind::Permission,
-                "\"{}\" can only be made by root: its name has a line break or is too long",
+                "on a disk {} can only be made by root: its name has a line break or is too long",
                 String::from_utf8_lossy(words.last().copied().unwrap_or_default()).escape_debug()
             );
         }

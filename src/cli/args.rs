@@ -159,7 +159,7 @@ impl SourceArgs {
         }
         if pulled.skipped > 0 {
             call.out.note(format!(
-                "{} entries of the image cannot be stored (device nodes, fifos, names that are not UTF-8) and were left out",
+                "{} entries of the image (device nodes, fifos, names that are not UTF-8) are not in deployments",
                 pulled.skipped
             ));
         }

@@ -278,7 +278,7 @@ pub fn make(
             bootstrap::make(call.config, &Source::Archive(path), request, progress)
         }
         typed => {
-            bootstrap::check(request)?;
+            bootstrap::check(call.config, request)?;
             let store = Store::open(call.config)?;
             let (image, was_there) = image(call, &store, registry, &typed)?;
             let source = Source::Image(&store, &image);

@@ -64,6 +64,9 @@ struct OutputArgs {
 struct Init {
     #[command(flatten)]
     layer: LayerArgs,
+    /// Begin anew where the destination has a layer of the name with something in it
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -94,7 +97,8 @@ struct Prepare {
 struct Update {
     #[command(flatten)]
     layer: LayerArgs,
-    /// The directory: what is in it is seen at the top of the image
+    /// The directory: what is in it is seen at the top of the image; a name that begins with .wh. takes away what layers
+    /// below have
     #[arg(
         long,
         value_name = "DIRECTORY",
@@ -149,7 +153,10 @@ fn parse_owner(text: &str) -> Result<(u32, u32)> {
 impl InjectVerbs {
     pub fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         match self.verb {
-            Verb::Init(verb) => verb.output.change(call, &verb.layer, Change::SetUp),
+            Verb::Init(verb) => {
+                let change = Change::SetUp { anew: verb.force };
+                verb.output.change(call, &verb.layer, change)
+            }
             Verb::Remove(verb) => verb.output.change(call, &verb.layer, Change::Remove),
             Verb::Update(verb) => verb.run(call),
             Verb::Prepare(verb) => verb.run(call),
@@ -193,6 +200,11 @@ impl OutputArgs {
             call.out.note(format!(
                 "{} is a socket and was left out",
                 path.escape_debug()
+            ));
+        }
+        if let Some(mode) = injection.root_mode() {
+            call.out.note(format!(
+                "the archive has an entry for its root: / of the image has the mode {mode:o} by it"
             ));
         }
         if injection.dropped() > 0 {
@@ -259,7 +271,7 @@ impl Update {
     fn run(self, call: &mut Call<'_>) -> Result<ExitCode> {
         let content = match (&self.dir, &self.tar) {
             (Some(path), _) => Content::Directory(checked(path, Utf8Path::is_dir, "directory")?),
-            (None, Some(path)) => Content::Tar(checked(path, Utf8Path::is_file, "file")?),
+            (None, Some(path)) => Content::Tar(checked(path, Utf8Path::is_file, "regular file")?),
             (None, None) => fail!(Kind::Usage, "--dir or --tar is missing"),
         };
         let is_root = rustix::process::geteuid().is_root();

@@ -93,6 +93,8 @@ impl Meter {
 
     fn finish(&mut self) {
         self.bar.finish_and_clear();
+        // What is no content is not counted on the way.
+        self.bytes = self.total.unwrap_or(self.bytes).max(self.bytes);
         self.write(true);
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::Digest;
+use crate::image::{Digest, Platform};
 
 const OF_TAR: &str = "_injection_tar";
 const OF_BLOB: &str = "_injection_gz";
@@ -181,12 +181,8 @@ impl Image {
 
     /// The injected layer of a name, if the image has it.
     pub fn find(&self, name: &LayerName) -> Option<Layer> {
-        let diff_id = digest_of(&self.config["config"]["Labels"][name.of_tar()])?;
-        // The original adds at the end; a layer below may be the same.
-        let index = self
-            .diff_ids()
-            .iter()
-            .rposition(|other| digest_of(other) == Some(diff_id))?;
+        let diff_id = self.labelled(name)?;
+        let index = self.place_of(name, diff_id)?;
         let descriptor = self.list("layers").get(index)?;
         Some(Layer {
             name: name.clone(),
@@ -199,13 +195,61 @@ impl Image {
         })
     }
 
-    /// When the layer `name` was put there, if it has this content and we put it there.
-    pub fn created(&self, name: &LayerName, diff_id: Digest) -> Option<String> {
-        let found = self.find(name)?;
-        let step = &self.history()[self.step_of(found.index)?];
-        let is_ours = step["created_by"] == made_by(name);
-        let created = step["created"].as_str()?;
-        (is_ours && found.described.diff_id == diff_id).then(|| created.to_owned())
+    /// What the labels say that the layer of a name is.
+    fn labelled(&self, name: &LayerName) -> Option<Digest> {
+        digest_of(&self.config["config"]["Labels"][name.of_tar()])
+    }
+
+    /// Which of the layers is that of a name: several may have the same content. The history says whose each is; where
+    /// it says nothing, the last ones are those of the names, in the order of these.
+    fn place_of(&self, name: &LayerName, diff_id: Digest) -> Option<usize> {
+        let is_same = |(_, other): &(usize, &Value)| digest_of(other) == Some(diff_id);
+        let all: Vec<usize> = self
+            .diff_ids()
+            .iter()
+            .enumerate()
+            .filter(is_same)
+            .map(|(index, _)| index)
+            .collect();
+        let labels = self.config["config"]["Labels"].as_object();
+        let keys = labels.into_iter().flat_map(Map::keys);
+        let names = keys.filter_map(|key| key.strip_suffix(OF_TAR)?.parse::<LayerName>().ok());
+        let mut rivals: Vec<LayerName> = names
+            .filter(|other| self.labelled(other) == Some(diff_id))
+            .collect();
+        rivals.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        let maker = |index: &usize| {
+            let step = self.step_of(*index).and_then(|at| self.history().get(at));
+            step.and_then(|step| step["created_by"].as_str())
+        };
+        let own = all
+            .iter()
+            .rev()
+            .find(|index| maker(index) == Some(&made_by(name)));
+        if let Some(own) = own {
+            return Some(*own);
+        }
+        let is_others = |index: &usize| {
+            let maker = maker(index);
+            rivals
+                .iter()
+                .any(|other| other != name && maker == Some(&made_by(other)))
+        };
+        let free: Vec<usize> = all.into_iter().filter(|index| !is_others(index)).collect();
+        let rank = rivals.iter().rev().position(|other| other == name)?;
+        free.iter().rev().nth(rank).or(free.last()).copied()
+    }
+
+    /// When the image says that it was made, and what it says it is made for.
+    pub fn made(&self) -> (Option<&str>, Option<Platform>) {
+        let text = |key: &str| self.config[key].as_str().unwrap_or_default().to_owned();
+        let platform = Platform {
+            os: text("os"),
+            architecture: text("architecture"),
+            variant: text("variant"),
+        };
+        let is_said = !platform.architecture.is_empty();
+        (self.config["created"].as_str(), is_said.then_some(platform))
     }
 
     /// Have the layer `name` be this one: in its place if there is one, else on top. `created` is a time as history
@@ -371,6 +415,9 @@ impl Image {
                 labels[key] = json!(value);
             } else if let Some(labels) = part.get_mut("Labels").and_then(Value::as_object_mut) {
                 labels.shift_remove(key);
+                if labels.is_empty() {
+                    part.shift_remove("Labels");
+                }
             }
         }
     }
@@ -535,6 +582,27 @@ mod tests {
         let labels = &image.config["container_config"]["Labels"];
         assert_eq!(labels["cvmfs_injection_tar"], json!(digest('d')));
         assert_eq!(labels["cvmfs_injection_gz"], json!(digest('e')));
+    }
+
+    #[test]
+    fn layers_of_the_same_content_keep_their_places() {
+        for history in [json!([{"created_by": "base"}]), Value::Null] {
+            let mut image = image(false, json!({"history": history}));
+            let [a, b] = ["a", "b"].map(|name| name.parse::<LayerName>().unwrap());
+            for name in [&a, &b] {
+                image
+                    .set(name, &described('b'), Compression::Gzip, CREATED)
+                    .unwrap();
+            }
+            let places = |image: &Image| [&a, &b].map(|name| image.find(name).unwrap().index);
+            assert_eq!(places(&image), [1, 2]);
+            image
+                .set(&a, &described('d'), Compression::Gzip, CREATED)
+                .unwrap();
+            assert_eq!(places(&image), [1, 2]);
+            assert!(image.remove(&b));
+            assert_eq!(image.find(&a).unwrap().described, described('d'));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::image::{Image, LayerName};
+use super::image::Image;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::{Digest, Manifest, Name, Platform};
@@ -74,9 +74,18 @@ impl Source {
     pub fn of(registry: &Registry, top: Tagged, platform: Option<&Platform>) -> Result<Self> {
         let entries = match Manifest::parse(&top.bytes)? {
             Manifest::Image { .. } => {
+                let image = Box::new(read_image(registry, &top)?);
+                if let (Some(wanted), (_, Some(made_for))) = (platform, image.made())
+                    && !made_for.matches(wanted)
+                {
+                    fail!(
+                        Kind::NotFound,
+                        "there is no image for {wanted}: it is made for {made_for}"
+                    );
+                }
                 vec![Entry::Image {
                     platform: None,
-                    image: Box::new(read_image(registry, &top)?),
+                    image,
                     manifest: top.clone(),
                 }]
             }
@@ -137,11 +146,6 @@ impl Source {
             Entry::Image { image, .. } => Some(image.as_ref()),
             Entry::Other(_) => None,
         })
-    }
-
-    /// When a layer was made, if it has this content here.
-    pub fn created(&self, name: &LayerName, diff_id: Digest) -> Option<String> {
-        self.images().find_map(|image| image.created(name, diff_id))
     }
 
     /// Have each image changed by `change`, which says whether it did.

@@ -25,10 +25,10 @@ use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
-use crate::image::{Digest, Name};
+use crate::image::{Digest, Name, Reference, Transport};
 use crate::registry::{Access, Blob, Registry, Uploaded};
 use crate::safefs::{self, Lock, Mode};
-use image::{Compression, Described, Layer, LayerName};
+use image::{Compression, Described, Image, Layer, LayerName};
 use index::{Entry, Source};
 use pack::{Content, Owner, Packed, pack};
 pub use unpack::{Unpacked, unpack};
@@ -47,8 +47,11 @@ impl FromStr for Destination {
 
     fn from_str(text: &str) -> Result<Self> {
         if text.contains(['/', ':', '@']) {
-            let name = text.strip_prefix("docker://").unwrap_or(text);
-            let name: Name = name.parse()?;
+            let reference: Reference = text.parse()?;
+            let (Transport::Registry { .. }, Some(name)) = (reference.transport, reference.name)
+            else {
+                fail!(Kind::Usage, "\"{text}\" is not on a registry");
+            };
             if name.digest().is_some() {
                 fail!(
                     Kind::Usage,
@@ -72,7 +75,10 @@ impl FromStr for Destination {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change<'a> {
     /// There is one: an empty directory, if there is none yet.
-    SetUp,
+    SetUp {
+        /// Also where the destination has one that is not empty.
+        anew: bool,
+    },
     /// It has this content; one that is not there yet is set up.
     Update {
         /// What is in it.
@@ -193,22 +199,31 @@ impl Injection {
             destination.manifest(&tag)?
         };
         let packed = make_layer(config, request, &source, progress)?;
-        let created = match (&packed, &old) {
-            // What is there already is made again byte for byte.
-            (Some(packed), Some(old)) if !is_here => {
-                let known = Source::of(&destination, old.clone(), None)
-                    .ok()
-                    .and_then(|old| old.created(request.layer, packed.described.diff_id));
-                known.map_or_else(now, Ok)?
+        if let (Change::SetUp { anew: false }, Some(old), false) = (&request.change, &old, is_here)
+        {
+            // What others see there is not put out of the way by nothing.
+            let old = Source::of(&destination, old.clone(), None)?;
+            let is_full = |image: &Image| {
+                let found = image.find(request.layer);
+                let made = packed.as_ref().map(|packed| packed.described.diff_id);
+                found.is_some_and(|found| Some(found.described.diff_id) != made)
+            };
+            if old.images().any(is_full) {
+                fail!(
+                    Kind::Exists,
+                    "{}:{tag} has a layer \"{}\" already: \"inject update\" replaces it, --force begins anew",
+                    destination.shown(),
+                    request.layer
+                );
             }
-            _ => now()?,
-        };
+        }
+        let epoch = source_date_epoch()?;
         let mut is_layer_new = false;
         let changed = source.change(&mut |image| {
             let found = image.find(request.layer);
             match (&request.change, &packed) {
                 (Change::Remove, _) => Ok(image.remove(request.layer)),
-                (Change::SetUp, _) if found.is_some() => Ok(false),
+                (Change::SetUp { .. }, _) if found.is_some() => Ok(false),
                 (_, Some(packed)) => {
                     let diff_id = packed.described.diff_id;
                     if found.is_some_and(|found| found.described.diff_id == diff_id) {
@@ -219,6 +234,7 @@ impl Injection {
                         Change::Update { compression, .. } => compression,
                         _ => Compression::default(),
                     };
+                    let created = when(epoch, packed.newest, image.made().0);
                     image.set(request.layer, &packed.described, compression, &created)?;
                     Ok(true)
                 }
@@ -274,6 +290,11 @@ impl Injection {
         self.packed
             .as_ref()
             .map_or(&[], |packed| packed.left_out.as_slice())
+    }
+
+    /// Permission bits that the image's own root gets by the layer.
+    pub fn root_mode(&self) -> Option<u32> {
+        self.packed.as_ref()?.root_mode
     }
 
     /// The layer that was made for it, if one was.
@@ -465,8 +486,8 @@ fn make_layer(
             compression,
             owner,
         } => (content, *compression, *owner),
-        Change::SetUp if !has_all => (&empty, Compression::default(), None),
-        Change::SetUp => return Ok(None),
+        Change::SetUp { .. } if !has_all => (&empty, Compression::default(), None),
+        Change::SetUp { .. } => return Ok(None),
         Change::Remove => {
             let has_any = source
                 .images()
@@ -515,32 +536,50 @@ fn destination(
             return Ok((Rc::new(Registry::open(&name, request.access)?), tag));
         }
         (Some(Destination::Tag(tag)), _) => tag,
-        (None, Some(tag)) if has_layer && request.image.digest().is_none() => tag,
+        (None, _) if request.image.digest().is_some() => fail!(
+            Kind::Usage,
+            "{} names a digest, which cannot be changed: --dest says where the changed image goes",
+            request.image
+        ),
+        (None, Some(tag)) if has_layer => tag,
         (None, _) => request.layer.as_str(),
     };
     Ok((source.clone(), tag.to_owned()))
 }
 
-/// Now, or the time that builds are to say it is. Source: reproducible-builds.org, `SOURCE_DATE_EPOCH`.
-fn now() -> Result<String> {
-    let time = match std::env::var("SOURCE_DATE_EPOCH") {
+/// The time that builds are to say it is. Source: reproducible-builds.org, `SOURCE_DATE_EPOCH`.
+fn source_date_epoch() -> Result<Option<i64>> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => {
             let bad = || format!("SOURCE_DATE_EPOCH is \"{text}\"");
-            let seconds: i64 = text.parse().kind(Kind::Usage, bad)?;
-            Timestamp::from_second(seconds).kind(Kind::Usage, bad)?
+            text.parse().kind(Kind::Usage, bad).map(Some)
         }
-        Err(_) => Timestamp::now(),
-    };
-    Ok(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        Err(_) => Ok(None),
+    }
 }
 
-/// Where injectors of this host meet.
+/// When a layer is said to have been made: when the newest of its files was changed, or its image if that is later. So
+/// the same image and the same files are the same image again.
+fn when(epoch: Option<i64>, newest: i64, image: Option<&str>) -> String {
+    let image = image.and_then(|text| text.parse::<Timestamp>().ok());
+    let seconds = epoch.unwrap_or_else(|| newest.max(image.map_or(0, Timestamp::as_second)));
+    let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Where a person's injectors of this host meet, whatever store they use.
 fn lock_of(config: &Config, destination: &Registry, tag: &str) -> Result<PathBuf> {
-    let directory = config.checkouts.join(".inject");
-    let directory = directory.as_std_path();
-    std::fs::create_dir_all(directory.parent().unwrap_or(directory))
+    let runtime = || std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+    let directory = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/run/lock/atomic-rs-inject")
+    } else if let Some(runtime) = runtime() {
+        PathBuf::from(runtime).join("atomic-rs-inject")
+    } else {
+        config.checkouts.join(".inject").into()
+    };
+    std::fs::create_dir_all(directory.parent().unwrap_or(&directory))
         .context(|| format!("cannot create {}", directory.display()))?;
-    safefs::make_private_dir(directory)?;
+    safefs::make_private_dir(&directory)?;
     let name = Digest::of(format!("{}:{tag}", destination.shown()).as_bytes());
     Ok(directory.join(name.hex()))
 }

@@ -42,6 +42,21 @@ pub struct Packed {
     pub file: File,
     /// What a layer cannot have: sockets.
     pub left_out: Vec<String>,
+    /// When the newest of its files was changed: seconds since 1970.
+    pub newest: i64,
+    /// What it makes the image's own root, if it says anything of that: permission bits.
+    pub root_mode: Option<u32>,
+}
+
+/// What is known of the entries that were written.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// See [`Packed::left_out`].
+    pub left_out: Vec<String>,
+    /// See [`Packed::newest`].
+    pub newest: i64,
+    /// See [`Packed::root_mode`].
+    pub root_mode: Option<u32>,
 }
 
 /// Make one.
@@ -65,18 +80,15 @@ pub fn pack(
         }
     };
     let mut archive = Hashing::new(encoder);
-    let left_out = match content {
+    let seen = match content {
         Content::Empty(name) => {
             walk::empty_directory(name.as_str(), &mut archive).context(failed)?;
-            Vec::new()
+            Seen::default()
         }
         Content::Directory(path) => {
             walk::directory(path, owner, &mut archive, interrupt, progress)?
         }
-        Content::Tar(path) => {
-            copy_archive(path, &mut archive, interrupt, progress)?;
-            Vec::new()
-        }
+        Content::Tar(path) => copy_archive(path, &mut archive, interrupt, progress)?,
     };
     let (diff_id, _, encoder) = archive.finish();
     let (digest, size, out) = encoder.finish().context(failed)?.finish();
@@ -92,7 +104,9 @@ pub fn pack(
             size,
         },
         file,
-        left_out,
+        left_out: seen.left_out,
+        newest: seen.newest,
+        root_mode: seen.root_mode,
     })
 }
 
@@ -132,7 +146,9 @@ fn copy_archive(
     out: &mut dyn Write,
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64),
-) -> Result<()> {
+) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let mut is_empty = true;
     pull::with_unpacked(path, |input| {
         let mut entries = TarStream::new(Tee {
             input,
@@ -142,6 +158,12 @@ fn copy_archive(
         while let Some(entry) = entries.next_entry()? {
             interrupt.check()?;
             check_path(&entry.path)?;
+            is_empty = false;
+            seen.newest = seen.newest.max(entry.mtime.0);
+            let mut parts = entry.path.split(|byte| *byte == b'/');
+            if parts.all(|part| matches!(part, b"" | b".")) {
+                seen.root_mode = Some(entry.mode);
+            }
             if let EntryKind::HardLink(target) = &entry.kind {
                 check_path(target)?;
             }
@@ -149,7 +171,12 @@ fn copy_archive(
         entries.drain()?;
         Ok(())
     })
-    .map_err(|error| error.within(path))
+    .map_err(|error| error.within(path))?;
+    if is_empty {
+        // Whatever was to write it has failed.
+        fail!(Kind::Invalid, "{path}: the archive has nothing in it");
+    }
+    Ok(seen)
 }
 
 fn check_path(path: &[u8]) -> Result<()> {

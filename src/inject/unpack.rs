@@ -44,7 +44,7 @@ pub fn unpack(
     progress: &mut dyn Progress,
 ) -> Result<Unpacked> {
     let _held = config.interrupt.hold();
-    check_destination(destination, force)?;
+    check_destination(config, destination, force)?;
     let registry = Registry::open(image, access)?;
     let host = Platform::host();
     let platform = access.platform.as_ref().unwrap_or(&host);

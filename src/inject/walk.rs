@@ -13,7 +13,7 @@ use camino::Utf8Path;
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
 use tar::{EntryType, Header};
 
-use super::pack::Owner;
+use super::pack::{Owner, Seen};
 use crate::error::{Context as _, Result};
 use crate::interrupt::Interrupt;
 use crate::safefs;
@@ -36,21 +36,21 @@ struct Level {
     names: Vec<Vec<u8>>,
 }
 
-/// Write all that is in a directory. Returns the paths of what was left out: sockets.
+/// Write all that is in a directory. Sockets are left out.
 pub fn directory(
     path: &Utf8Path,
     owner: Owner,
     out: &mut dyn Write,
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64),
-) -> Result<Vec<String>> {
+) -> Result<Seen> {
     let failed = |path: &[u8]| {
         let path = String::from_utf8_lossy(path).escape_debug().to_string();
         move || format!("cannot pack \"{path}\"")
     };
     let root = safefs::open_dir(path.as_std_path()).context(|| format!("cannot read {path}"))?;
     let mut links: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
-    let mut left_out = Vec::new();
+    let mut seen = Seen::default();
     let mut levels = vec![Level {
         names: sorted(&root).context(failed(b""))?,
         directory: root,
@@ -74,11 +74,13 @@ pub fn directory(
             FileType::BlockDevice => EntryType::Block,
             FileType::Fifo => EntryType::Fifo,
             FileType::Socket | FileType::Unknown => {
-                left_out.push(String::from_utf8_lossy(&path).into_owned());
+                seen.left_out
+                    .push(String::from_utf8_lossy(&path).into_owned());
                 continue;
             }
         };
         let mut entry = Entry::of(&path, kind, &found, owner);
+        seen.newest = seen.newest.max(entry.mtime.0);
         let is_directory = kind == EntryType::Directory;
         if is_directory {
             entry.path.push(b'/');
@@ -134,7 +136,7 @@ pub fn directory(
         }
     }
     end(out).context(|| "cannot write the archive".into())?;
-    Ok(left_out)
+    Ok(seen)
 }
 
 /// An archive of one empty directory.
