@@ -60,6 +60,21 @@ def wrapper(scratch):
     return path
 
 
+def timed(scratch, program):
+    """A program that writes down when it began and when it ended."""
+    path, log = os.path.join(scratch, "timed"), os.path.join(scratch, "took")
+    with open(path, "w", encoding="utf-8") as out:
+        out.write(
+            f'#!/bin/bash\necho $EPOCHREALTIME >> {log}\n{shutil.which(program)} "$@"\ncode=$?\n'
+            f"echo $EPOCHREALTIME >> {log}\nexit $code\n"
+        )
+    with open(log, "w", encoding="utf-8"):
+        pass
+    os.chmod(path, 0o755)
+    os.chmod(log, 0o666)
+    return path
+
+
 class Registry:
     def __init__(self, scratch):
         self.address = f"127.0.0.1:{free_port()}"
@@ -192,6 +207,13 @@ def main():
             note("run true", "atomic-rs N", us.run("rootless", "run", our_id, "/bin/true")[0])
             us.run("rootless", "setup", our_id, "--mode", "R1")
             note("run true", "atomic-rs R1", us.run("rootless", "run", our_id, "/bin/true")[0])
+            # How much of that is the runtime's own.
+            us.env["RUNC_PATH"] = timed(scratch, "runc")
+            us.run("rootless", "run", our_id, "/bin/true")
+            del us.env["RUNC_PATH"]
+            with open(os.path.join(scratch, "took"), encoding="utf-8") as took:
+                begun, ended = (float(line) for line in took.read().split()[-2:])
+            note("run true", "of that runc itself", ended - begun)
             peer.run("setup", "--execmode=R1", their_id)
             # Without a terminal it loses the exit code.
             note("run true", "udocker R1", peer.run("run", "--nobanner", their_id, "/bin/true", code=1)[0])
