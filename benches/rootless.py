@@ -108,6 +108,8 @@ class Someone:
             "HOME": scratch,
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "TMPDIR": "/tmp",
+            # Without one skopeo looks where root may have closed the door.
+            "XDG_RUNTIME_DIR": scratch,
             **env,
         }
 

@@ -121,9 +121,14 @@ fn write(path: &Path, file: &Value) -> Result<()> {
     let failed = || format!("cannot write {}", path.display());
     if let Some(parent) = path.parent() {
         use std::os::unix::fs::DirBuilderExt as _;
-        let mut builder = std::fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(parent);
-        made.context(failed)?;
+        // Only the last one is ours alone: others have theirs beside it.
+        if let Some(above) = parent.parent() {
+            std::fs::create_dir_all(above).context(failed)?;
+        }
+        match std::fs::DirBuilder::new().mode(0o700).create(parent) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.context(failed)?,
+        }
     }
     let text = serde_json::to_string_pretty(file).context(failed)?;
     safefs::replace_file(path, text.as_bytes(), 0o600)
