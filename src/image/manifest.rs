@@ -17,12 +17,15 @@ use crate::fail;
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 
 /// All that a manifest may be, for a registry that is asked for one.
-pub const MEDIA_TYPES: [&str; 4] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
+pub const MEDIA_TYPES: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+/// An image of the OCI's form.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Several of them.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An image of docker's form, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Several of them.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// A blob as a manifest names it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

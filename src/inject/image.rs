@@ -7,11 +7,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
-use crate::image::{Digest, Platform};
+use crate::image::manifest::{DOCKER_MANIFEST, OCI_MANIFEST};
+use crate::image::{Digest, ImageConfig};
 
 const OF_TAR: &str = "_injection_tar";
 const OF_BLOB: &str = "_injection_gz";
@@ -19,9 +21,6 @@ const OF_BLOB: &str = "_injection_gz";
 const AUTHOR: &str = "cvmfs_shrinkwrap";
 /// The only name that the original knows.
 const ITS_NAME: &str = "cvmfs";
-
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// The name of a layer: lower-case letters, digits and `. _ -`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,10 +172,14 @@ impl Image {
 
     /// All injected layers.
     pub fn injected(&self) -> Vec<Layer> {
+        self.names().filter_map(|name| self.find(&name)).collect()
+    }
+
+    /// All names that labels are of.
+    fn names(&self) -> impl Iterator<Item = LayerName> {
         let labels = self.config["config"]["Labels"].as_object();
-        let names = labels.into_iter().flat_map(Map::keys);
-        let names = names.filter_map(|key| key.strip_suffix(OF_TAR)?.parse().ok());
-        names.filter_map(|name| self.find(&name)).collect()
+        let keys = labels.into_iter().flat_map(Map::keys);
+        keys.filter_map(|key| key.strip_suffix(OF_TAR)?.parse().ok())
     }
 
     /// The injected layer of a name, if the image has it.
@@ -211,10 +214,8 @@ impl Image {
             .filter(is_same)
             .map(|(index, _)| index)
             .collect();
-        let labels = self.config["config"]["Labels"].as_object();
-        let keys = labels.into_iter().flat_map(Map::keys);
-        let names = keys.filter_map(|key| key.strip_suffix(OF_TAR)?.parse::<LayerName>().ok());
-        let mut rivals: Vec<LayerName> = names
+        let mut rivals: Vec<LayerName> = self
+            .names()
             .filter(|other| self.labelled(other) == Some(diff_id))
             .collect();
         rivals.sort_by(|a, b| a.as_str().cmp(b.as_str()));
@@ -240,16 +241,9 @@ impl Image {
         free.iter().rev().nth(rank).or(free.last()).copied()
     }
 
-    /// When the image says that it was made, and what it says it is made for.
-    pub fn made(&self) -> (Option<&str>, Option<Platform>) {
-        let text = |key: &str| self.config[key].as_str().unwrap_or_default().to_owned();
-        let platform = Platform {
-            os: text("os"),
-            architecture: text("architecture"),
-            variant: text("variant"),
-        };
-        let is_said = !platform.architecture.is_empty();
-        (self.config["created"].as_str(), is_said.then_some(platform))
+    /// What the image says of itself, as far as it can be read.
+    pub fn config(&self) -> ImageConfig {
+        ImageConfig::deserialize(&self.config).unwrap_or_default()
     }
 
     /// Have the layer `name` be this one: in its place if there is one, else on top. `created` is a time as history

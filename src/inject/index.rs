@@ -5,11 +5,10 @@ use serde_json::{Value, json};
 use super::image::Image;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::image::manifest::{DOCKER_LIST, OCI_INDEX};
 use crate::image::{Digest, Manifest, Name, Platform};
 use crate::registry::{Registry, Tagged};
 
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 /// What an attestation says that it is about. Source: buildkit's documentation of attestation storage.
 const SUBJECT: &str = "vnd.docker.reference.digest";
 /// Configs are a few kilobytes.
@@ -75,7 +74,7 @@ impl Source {
         let entries = match Manifest::parse(&top.bytes)? {
             Manifest::Image { .. } => {
                 let image = Box::new(read_image(registry, &top)?);
-                if let (Some(wanted), (_, Some(made_for))) = (platform, image.made())
+                if let (Some(wanted), Some(made_for)) = (platform, image.config().platform())
                     && !made_for.matches(wanted)
                 {
                     fail!(

@@ -159,7 +159,6 @@ pub struct Injection {
     configs: Vec<Vec<u8>>,
     manifests: Vec<(Vec<u8>, String)>,
     top: (Vec<u8>, String),
-    layer: Option<Described>,
     lock: PathBuf,
     /// Attestations of images that are others now.
     dropped: usize,
@@ -180,9 +179,7 @@ impl Injection {
     ) -> Result<Self> {
         let registry = Rc::new(Registry::open(request.image, request.access)?);
         let source = Source::read(&registry, request.image, request.access.platform.as_ref())?;
-        let has_layer = source
-            .images()
-            .any(|image| image.find(request.layer).is_some());
+        let has_layer = source.images().any(|image| has(image, request.layer));
         let (destination, tag) = destination(request, &registry, has_layer)?;
         if !registry.is_beside(&destination) {
             fail!(
@@ -234,7 +231,7 @@ impl Injection {
                         Change::Update { compression, .. } => compression,
                         _ => Compression::default(),
                     };
-                    let created = when(epoch, packed.newest, image.made().0);
+                    let created = when(epoch, packed.newest, &image.config().created);
                     image.set(request.layer, &packed.described, compression, &created)?;
                     Ok(true)
                 }
@@ -246,7 +243,6 @@ impl Injection {
         } else {
             (Vec::new(), Vec::new())
         };
-        let layer = packed.as_ref().map(|packed| packed.described.clone());
         Ok(Self {
             before: old.map(|old| old.digest),
             lock: lock_of(config, &destination, &tag)?,
@@ -260,7 +256,6 @@ impl Injection {
             configs: changed.configs,
             manifests: changed.manifests,
             top: changed.top,
-            layer,
             dropped: changed.dropped,
         })
     }
@@ -299,7 +294,7 @@ impl Injection {
 
     /// The layer that was made for it, if one was.
     pub fn layer(&self) -> Option<&Described> {
-        self.layer.as_ref()
+        self.packed.as_ref().map(|packed| &packed.described)
     }
 
     /// All that is to be in the destination's repository, as far as it is new.
@@ -314,7 +309,7 @@ impl Injection {
         if !self.changes() {
             return out;
         }
-        if let (Some(layer), true) = (&self.layer, self.is_layer_new) {
+        if let (Some(layer), true) = (self.layer(), self.is_layer_new) {
             out.push(Part {
                 what: "layer",
                 digest: layer.digest,
@@ -470,15 +465,17 @@ pub fn list(image: &Name, access: &Access) -> Result<Vec<(Option<String>, Vec<La
     Ok(entries.collect())
 }
 
+fn has(image: &Image, layer: &LayerName) -> bool {
+    image.find(layer).is_some()
+}
+
 fn make_layer(
     config: &Config,
     request: &Request<'_>,
     source: &Source,
     progress: &mut dyn Progress,
 ) -> Result<Option<Packed>> {
-    let has_all = source
-        .images()
-        .all(|image| image.find(request.layer).is_some());
+    let has_all = source.images().all(|image| has(image, request.layer));
     let empty = Content::Empty(request.layer);
     let (content, compression, owner) = match &request.change {
         Change::Update {
@@ -489,10 +486,7 @@ fn make_layer(
         Change::SetUp { .. } if !has_all => (&empty, Compression::default(), None),
         Change::SetUp { .. } => return Ok(None),
         Change::Remove => {
-            let has_any = source
-                .images()
-                .any(|image| image.find(request.layer).is_some());
-            if !has_any {
+            if !source.images().any(|image| has(image, request.layer)) {
                 fail!(
                     Kind::NotFound,
                     "{} has no layer \"{}\"",
@@ -560,8 +554,8 @@ fn source_date_epoch() -> Result<Option<i64>> {
 
 /// When a layer is said to have been made: when the newest of its files was changed, or its image if that is later. So
 /// the same image and the same files are the same image again.
-fn when(epoch: Option<i64>, newest: i64, image: Option<&str>) -> String {
-    let image = image.and_then(|text| text.parse::<Timestamp>().ok());
+fn when(epoch: Option<i64>, newest: i64, image: &str) -> String {
+    let image = image.parse::<Timestamp>().ok();
     let seconds = epoch.unwrap_or_else(|| newest.max(image.map_or(0, Timestamp::as_second)));
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()

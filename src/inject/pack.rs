@@ -13,6 +13,7 @@ use crate::fail;
 use crate::image::digest::Hashing;
 use crate::interrupt::Interrupt;
 use crate::pull;
+use crate::safefs::entry_path::normal;
 use crate::store::tar::{EntryKind, TarStream};
 
 /// zstd's own default.
@@ -157,15 +158,14 @@ fn copy_archive(
         });
         while let Some(entry) = entries.next_entry()? {
             interrupt.check()?;
-            check_path(&entry.path)?;
+            let path = normal(&entry.path)?;
             is_empty = false;
             seen.newest = seen.newest.max(entry.mtime.0);
-            let mut parts = entry.path.split(|byte| *byte == b'/');
-            if parts.all(|part| matches!(part, b"" | b".")) {
+            if path.is_empty() {
                 seen.root_mode = Some(entry.mode);
             }
             if let EntryKind::HardLink(target) = &entry.kind {
-                check_path(target)?;
+                normal(target)?;
             }
         }
         entries.drain()?;
@@ -177,17 +177,6 @@ fn copy_archive(
         fail!(Kind::Invalid, "{path}: the archive has nothing in it");
     }
     Ok(seen)
-}
-
-fn check_path(path: &[u8]) -> Result<()> {
-    if path.split(|byte| *byte == b'/').any(|part| part == b"..") {
-        fail!(
-            Kind::Invalid,
-            "the path \"{}\" leads upwards",
-            String::from_utf8_lossy(path).escape_debug()
-        );
-    }
-    Ok(())
 }
 
 /// Writes what is read.

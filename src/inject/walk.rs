@@ -10,7 +10,7 @@ use std::io::{self, Read as _, Write};
 use std::os::fd::AsFd;
 
 use camino::Utf8Path;
-use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use tar::{EntryType, Header};
 
 use super::pack::{Owner, Seen};
@@ -185,14 +185,7 @@ fn open(directory: &impl AsFd, name: &[u8]) -> rustix::io::Result<std::os::fd::O
 
 /// The names in a directory, so that the first one is popped first.
 fn sorted(directory: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
+    let mut names = safefs::names_in(directory)?;
     names.sort_by(|a, b| b.cmp(a));
     Ok(names)
 }

@@ -21,7 +21,7 @@ impl Registry {
         match said.status() {
             StatusCode::NOT_FOUND => Ok(false),
             _ => self
-                .expect(said, &[StatusCode::OK], &format!("the blob {digest}"))
+                .accept(said, &[StatusCode::OK], &format!("the blob {digest}"))
                 .map(|_| true),
         }
     }
@@ -71,7 +71,7 @@ impl Registry {
         }
         let said = self.send(&ask)?;
         let good = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
-        let said = self.expect(said, &good, &format!("the blob {digest}"))?;
+        let said = self.accept(said, &good, &format!("the blob {digest}"))?;
         let is_part = said.status() == StatusCode::PARTIAL_CONTENT;
         let mut reader = Body::into_reader(said.into_body());
         if position > 0 && !is_part {

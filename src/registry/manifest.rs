@@ -33,7 +33,7 @@ impl Registry {
         if said.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let mut said = self.expect(said, &[StatusCode::OK], "the manifest")?;
+        let mut said = self.accept(said, &[StatusCode::OK], "the manifest")?;
         let media_type = said.headers().get("content-type");
         let media_type = media_type.and_then(|value| value.to_str().ok());
         let media_type = media_type.unwrap_or_default().to_owned();
@@ -81,7 +81,7 @@ impl Registry {
             .content(Content::Bytes(bytes));
         let said = self.send(&ask)?;
         let good = [StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED];
-        self.expect(said, &good, "the manifest")?;
+        self.accept(said, &good, "the manifest")?;
         Ok(digest)
     }
 }

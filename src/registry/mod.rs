@@ -184,7 +184,7 @@ impl Registry {
     pub fn check_login(&self) -> Result<()> {
         let url = format!("{}/v2/", self.base());
         let said = self.send(&Ask::new(Method::GET, url, Scope::default()))?;
-        self.expect(said, &[StatusCode::OK], "its credentials")?;
+        self.accept(said, &[StatusCode::OK], "its credentials")?;
         Ok(())
     }
 
@@ -280,7 +280,7 @@ impl Registry {
     }
 
     /// What the registry says if it did what it was asked to.
-    fn expect(
+    fn accept(
         &self,
         mut said: Response<Body>,
         good: &[StatusCode],

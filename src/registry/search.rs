@@ -74,7 +74,7 @@ impl Registry {
                 break;
             };
             let said = self.send(&Ask::new(Method::GET, url.clone(), scope.clone()))?;
-            let said = self.expect(said, &[StatusCode::OK], &format!("the {field}"))?;
+            let said = self.accept(said, &[StatusCode::OK], &format!("the {field}"))?;
             let link = said.headers().get("link");
             let link = link.and_then(|link| link.to_str().ok()).and_then(next_of);
             next = link.map(|link| {

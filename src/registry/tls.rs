@@ -49,11 +49,12 @@ impl Tls {
         let builder = builder
             .with_safe_default_protocol_versions()
             .context(|| "cannot set up TLS".into())?;
-        let verifier: Arc<dyn ServerCertVerifier> = if trust.insecure {
-            Arc::new(Anybody(provider))
+        let known = if trust.insecure {
+            None
         } else {
-            Arc::new(Known::new(trust.authorities, provider)?)
+            Some(Known::new(trust.authorities, provider.clone())?)
         };
+        let verifier = Arc::new(Verifier { provider, known });
         let builder = builder
             .dangerous()
             .with_custom_certificate_verifier(verifier);
@@ -158,7 +159,14 @@ pub fn is_distrust(error: &std::io::Error) -> bool {
     )
 }
 
-/// Trusts the system's authorities and others.
+/// Trusts those who are known; or, where nobody need be, whoever has the key of the certificate that they show.
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    known: Option<Known>,
+}
+
+/// The system's authorities and others.
 #[derive(Debug)]
 struct Known {
     all: Vec<CertificateDer<'static>>,
@@ -182,7 +190,7 @@ impl Known {
     }
 }
 
-impl ServerCertVerifier for Known {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end: &CertificateDer<'_>,
@@ -191,13 +199,16 @@ impl ServerCertVerifier for Known {
         ocsp: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        let verified = self
+        let Some(known) = &self.known else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let verified = known
             .chains
             .verify_server_cert(end, between, name, ocsp, now);
         match verified {
             // Its dates were looked at before that.
             Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(why)))
-                if why.to_string().contains("CaUsedAsEndEntity") && self.all.contains(end) =>
+                if why.to_string().contains("CaUsedAsEndEntity") && known.all.contains(end) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end)?, name)?;
                 Ok(ServerCertVerified::assertion())
@@ -212,8 +223,8 @@ impl ServerCertVerifier for Known {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.chains
-            .verify_tls12_signature(message, certificate, signed)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -222,52 +233,13 @@ impl ServerCertVerifier for Known {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.chains
-            .verify_tls13_signature(message, certificate, signed)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chains.supported_verify_schemes()
-    }
-}
-
-/// Trusts everybody who has the key of the certificate that they show.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, known)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

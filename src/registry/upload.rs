@@ -77,7 +77,7 @@ impl Registry {
         let url = self.url(&format!("blobs/uploads/?{fields}"));
         let said = self.send(&Ask::new(Method::POST, url.clone(), scope))?;
         let good = [StatusCode::CREATED, StatusCode::ACCEPTED];
-        let said = self.expect(said, &good, "an upload")?;
+        let said = self.accept(said, &good, "an upload")?;
         if said.status() == StatusCode::CREATED {
             return Ok(true);
         }
@@ -96,7 +96,7 @@ impl Registry {
         // One that is begun twice is forgotten by the registry.
         ask.repeats = true;
         let said = self.send(&ask)?;
-        let said = self.expect(said, &[StatusCode::ACCEPTED], "an upload")?;
+        let said = self.accept(said, &[StatusCode::ACCEPTED], "an upload")?;
         Ok(Session {
             url: Self::location(&said, &url)?,
             offset: 0,
@@ -210,7 +210,7 @@ impl Registry {
         is_first: bool,
     ) -> std::result::Result<Response<Body>, Broken> {
         let status = said.status();
-        let said = self.expect(said, good, "an upload");
+        let said = self.accept(said, good, "an upload");
         said.map_err(|error| match status {
             status if super::is_busy(status) => Broken::Passing(error),
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Broken::Passing(error),

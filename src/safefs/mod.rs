@@ -25,7 +25,7 @@ pub use process::{
     run_as, status_of_ended,
 };
 pub use root::{Root, all_xattrs, xattrs_of};
-pub use unpack::{Device, Meta, Unpack, finish_file};
+pub use unpack::{Device, Meta, Unpack, finish_file, names_in};
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;

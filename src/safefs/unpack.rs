@@ -540,7 +540,7 @@ fn clear(directory: File, keep: &HashSet<u64>) -> rustix::io::Result<bool> {
     }
     let mut levels = vec![Level {
         name: Vec::new(),
-        entries: list(&directory)?,
+        entries: names_in(&directory)?,
         is_kept: false,
     }];
     let mut here = directory;
@@ -553,7 +553,7 @@ fn clear(directory: File, keep: &HashSet<u64>) -> rustix::io::Result<bool> {
             let found = rustix::fs::statat(&here, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
             if is_dir(&found) {
                 let below = open_dir_at(&here, &name)?;
-                let entries = list(&below)?;
+                let entries = names_in(&below)?;
                 let is_kept = keep.contains(&found.st_ino);
                 levels.push(Level {
                     name,
@@ -592,7 +592,8 @@ fn clear(directory: File, keep: &HashSet<u64>) -> rustix::io::Result<bool> {
     }
 }
 
-fn list(directory: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
+/// The names in a directory.
+pub fn names_in(directory: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut out = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
