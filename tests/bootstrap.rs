@@ -202,6 +202,18 @@ impl Drop for Mounted {
     }
 }
 
+/// An image of a chain has what umoci unpacks of so many layers.
+fn assert_is_first_layers(place: &Place, count: usize, path: &Path) {
+    let part = place.path("part");
+    let _ = std::fs::remove_dir_all(&part);
+    image(count).write(&part);
+    let wanted = reference(place, &part);
+    let mounted = Mounted::new(path, place.path("mount"));
+    let found = listing(&mounted.path);
+    let shown = path.display();
+    assert!(found == wanted, "{shown}: {}", difference(&found, &wanted));
+}
+
 #[test]
 fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
     let place = Place::new("bootstrap");
@@ -217,13 +229,7 @@ fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
             std::fs::rename(place.path("moved"), place.path("disks")).unwrap();
         }
         for (number, path) in paths.lines().enumerate() {
-            let part = place.path("part");
-            let _ = std::fs::remove_dir_all(&part);
-            image(number + 1).write(&part);
-            let wanted = reference(&place, &part);
-            let mounted = Mounted::new(Path::new(path), place.path("mount"));
-            let found = listing(&mounted.path);
-            assert!(found == wanted, "{path}: {}", difference(&found, &wanted));
+            assert_is_first_layers(&place, number + 1, Path::new(path));
         }
     }
     // One image of all, a raw one, and root's password in a layer of its own.
@@ -619,10 +625,29 @@ fn what_is_interrupted_leaves_nothing_mounted_and_nothing_behind() {
             .arg(child.id().to_string())
             .status();
         let status = child.wait().unwrap();
-        if status.success() {
-            std::fs::remove_dir_all(place.path("out")).unwrap();
+        let out = place.path("out");
+        assert!(out.exists() || !status.success(), "{form} {signal}");
+        if !status.success() && out.exists() {
+            // The signal came when it was over and had only to end: then all of it is there.
+            if form == "dir" {
+                assert_eq!(
+                    std::fs::metadata(out.join("big")).unwrap().len(),
+                    60_000_000
+                );
+                assert_eq!(std::fs::read(out.join("x")).unwrap(), b"x");
+            } else {
+                for layer in ["layer-0.qcow2", "layer-1.qcow2"] {
+                    must(
+                        Command::new("qemu-img")
+                            .args(["check", "-q"])
+                            .arg(out.join(layer)),
+                    );
+                }
+            }
         }
-        assert!(!place.path("out").exists(), "{form} {signal}");
+        if out.exists() {
+            std::fs::remove_dir_all(&out).unwrap();
+        }
         if signal == "INT" {
             let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
             assert!(!mounts.contains(".out.atomic-rs-"), "{mounts}");
@@ -747,13 +772,7 @@ fn ordinary_users_make_chains_of_disks_too() {
         assert_eq!(paths.lines().count(), 3, "{paths}");
         for (number, (path, other)) in paths.lines().zip(again.lines()).enumerate() {
             assert!(std::fs::read(path).unwrap() == std::fs::read(other).unwrap());
-            let part = place.path("part");
-            let _ = std::fs::remove_dir_all(&part);
-            image(number + 1).write(&part);
-            let wanted = reference(&place, &part);
-            let mounted = Mounted::new(Path::new(path), place.path("mount"));
-            let found = listing(&mounted.path);
-            assert!(found == wanted, "{path}: {}", difference(&found, &wanted));
+            assert_is_first_layers(&place, number + 1, Path::new(path));
         }
     }
     // Odd names, a password, other owners, an archive, and one image of all.

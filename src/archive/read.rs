@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{blob_path, open_regular, read_json, read_small, sum_up};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
+use crate::image::manifest::OCI_MANIFEST;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest};
 
 /// Manifests and configs are smaller.
@@ -189,7 +190,7 @@ impl ArchivedImage {
             )?,
             None => json!({
                 "schemaVersion": 2,
-                "mediaType": MANIFEST,
+                "mediaType": OCI_MANIFEST,
                 "config": {"mediaType": CONFIG, "digest": self.id, "size": config.len()},
                 "layers": layers,
             })
@@ -200,7 +201,7 @@ impl ArchivedImage {
             .manifest
             .as_ref()
             .map(|known| known.media_type.as_str());
-        let kind = kind.filter(|kind| !kind.is_empty()).unwrap_or(MANIFEST);
+        let kind = kind.filter(|kind| !kind.is_empty()).unwrap_or(OCI_MANIFEST);
         let index = json!({
             "schemaVersion": 2,
             "manifests": [{"mediaType": kind, "digest": put(&manifest)?, "size": manifest.len()}],
@@ -213,7 +214,6 @@ impl ArchivedImage {
     }
 }
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 

@@ -10,6 +10,7 @@ use super::{blob_path, open_regular, read_json, read_small, sum_up};
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::image::digest::Hashing;
+use crate::image::manifest::OCI_MANIFEST;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest, Name, Reference, Transport};
 use crate::pull::Progress;
 use crate::transport::{self, Access, Source};
@@ -23,7 +24,6 @@ const SMALL_IN_GIT: &str = "* annex.largefiles=largerthan=64kb\n";
 const VERSION: u64 = 1;
 const MAX_NOTES_BYTES: u64 = 8 * 1024 * 1024;
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What the names of unfinished files begin with.
 const STAGED: &str = ".atomic-rs-";
 const PIECE: usize = 256 * 1024;

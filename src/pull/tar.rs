@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
+use crate::image::manifest::OCI_MANIFEST;
 use crate::image::{Digest, Name, Platform, Reference};
 use crate::store::Store;
 use crate::store::export::Scratch;
@@ -26,7 +27,6 @@ const MAX_PADDING: u64 = 16 << 20;
 /// What a layer is called in an OCI layout.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Bring an archive into the store, as an image of this name, of one layer, and with nothing to run. It may be
 /// compressed by gzip, zstd, xz or bzip2.
@@ -90,14 +90,14 @@ pub fn import_layers(
     let image = image.to_string();
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": MANIFEST,
+        "mediaType": OCI_MANIFEST,
         "config": {"mediaType": CONFIG, "digest": put(image.as_bytes())?, "size": image.len()},
         "layers": layers,
     });
     let manifest = manifest.to_string();
     let index = json!({
         "schemaVersion": 2,
-        "manifests": [{"mediaType": MANIFEST, "digest": put(manifest.as_bytes())?, "size": manifest.len()}],
+        "manifests": [{"mediaType": OCI_MANIFEST, "digest": put(manifest.as_bytes())?, "size": manifest.len()}],
     });
     for (file, text) in [
         ("index.json", index.to_string()),

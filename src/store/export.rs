@@ -14,11 +14,11 @@ use super::{ImageTree, Store, side};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::digest::Hashing;
+use crate::image::manifest::OCI_MANIFEST;
 use crate::image::refname::{blob_ref, kept_ref, side_ref};
 use crate::image::{Digest, Manifest};
 use crate::safefs::Files as _;
 
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Side data stop at 64 MiB.
