@@ -1,10 +1,11 @@
 //! Child processes: one way to start them, log them and report how they failed.
 
 use std::ffi::OsStr;
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -238,12 +239,22 @@ impl Child {
         Ok(finished.stdout)
     }
 
-    /// Start it, wait until it prints a line, do something to it, and only then let it read its input
+    /// Start it, wait until it prints a byte, do something to it, and only then let it read its input
     /// and go on to its end.
     ///
     /// # Errors
     /// [`Kind::Failed`] with its stderr if it fails; that of `between`, which ends it.
-    pub fn run_between(mut self, between: impl FnOnce(u32) -> Result<()>) -> Result<()> {
+    pub fn run_between(self, between: impl FnOnce(u32) -> Result<()>) -> Result<()> {
+        self.run_heard(between, |_| {}, || false)
+    }
+
+    /// The same, hearing the lines that it prints afterwards. It is asked to end once `is_asked` says so.
+    pub fn run_heard(
+        mut self,
+        between: impl FnOnce(u32) -> Result<()>,
+        mut heard: impl FnMut(&str),
+        is_asked: impl Fn() -> bool,
+    ) -> Result<()> {
         tracing::debug!(command = %self.line, "run");
         let mut child = self
             .command
@@ -253,7 +264,8 @@ impl Child {
             .spawn()
             .map_err(|error| self.cannot_run(&error))?;
         let mut byte = [0];
-        let ready = match &mut child.stdout {
+        let mut stdout = child.stdout.take();
+        let ready = match &mut stdout {
             Some(stdout) => stdout.read_exact(&mut byte).is_ok(),
             None => false,
         };
@@ -263,22 +275,53 @@ impl Child {
             let _ = child.wait();
             return Err(error);
         }
-        let mut stdin = child.stdin.take();
-        // A child that failed early does not read, and says itself why.
-        let _ = stdin.as_mut().map(|stdin| stdin.write_all(&self.input));
-        drop(stdin);
-        let output = child
-            .wait_with_output()
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let said = std::thread::scope(|scope| {
+            let input = &self.input;
+            // A child that failed early does not read, and says itself why.
+            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+            let said = scope.spawn(|| {
+                let mut said = Vec::new();
+                let _ = stderr.map(|mut stderr| stderr.read_to_end(&mut said));
+                said
+            });
+            let (lines, queue) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                for line in stdout
+                    .into_iter()
+                    .flat_map(|out| BufReader::new(out).lines())
+                {
+                    let Ok(line) = line else { return };
+                    if lines.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut was_asked = false;
+            loop {
+                match queue.recv_timeout(POLL) {
+                    Ok(line) => heard(&line),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+                if !was_asked && is_asked() {
+                    was_asked = true;
+                    ask_to_end(&child);
+                }
+            }
+            said.join().unwrap_or_default()
+        });
+        let status = child
+            .wait()
             .context(|| format!("cannot run \"{}\"", self.line))?;
-        if output.status.success() {
+        if status.success() {
             return Ok(());
         }
         fail!(
             Kind::Failed,
-            "\"{}\" failed ({}): {}",
+            "\"{}\" failed ({status}): {}",
             self.line,
-            output.status,
-            tail(&output.stderr)
+            tail(&said)
         )
     }
 
@@ -338,6 +381,13 @@ fn tail(stderr: &[u8]) -> String {
     String::from_utf8_lossy(&stderr[from..]).trim().to_owned()
 }
 
+/// By SIGTERM.
+fn ask_to_end(child: &Process) {
+    let pid = rustix::process::Pid::from_child(child);
+    // It may be gone by now.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+}
+
 /// Wait for a child to end. From when `due` says so it is asked to, and `kill` has to help where that
 /// did not within `grace`, again and again. Returns how it ended and whether it was asked.
 fn wait(
@@ -354,12 +404,11 @@ fn wait(
         match asked {
             None if due() => {
                 asked = Some(Instant::now());
-                let pid = rustix::process::Pid::from_child(child);
-                // It may be gone by now, here and below.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                ask_to_end(child);
             }
             Some(since) if since.elapsed() > grace => {
                 asked = Some(Instant::now());
+                // It may be gone by now.
                 let _ = kill(child);
             }
             _ => {}

@@ -135,7 +135,15 @@ impl Config {
     /// The configuration for whoever runs us: root has the system's store, everyone else their
     /// own below `XDG_DATA_HOME`.
     pub fn load(interrupt: Interrupt) -> Result<Self> {
-        let is_system = rustix::process::geteuid().is_root();
+        Self::load_as(interrupt, rustix::process::geteuid().is_root())
+    }
+
+    /// That of an ordinary user, who may be root of a user namespace now.
+    pub fn of_user(interrupt: Interrupt) -> Result<Self> {
+        Self::load_as(interrupt, false)
+    }
+
+    fn load_as(interrupt: Interrupt, is_system: bool) -> Result<Self> {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let path = env("ATOMIC_RS_CONFIG").unwrap_or_else(|| CONFIG_FILE.into());
         let file = match std::fs::read_to_string(&path) {

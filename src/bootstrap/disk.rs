@@ -103,7 +103,7 @@ pub fn make(
     let is_root = rustix::process::geteuid().is_root();
     make_file_system(&raw, disk.file_system, is_root)?;
     let mut cuts = Cuts {
-        disk: qcow2::Disk::new(file, disk.size),
+        disk: qcow2::Disk::new(file, disk.size, disk.is_compressed),
         directory,
         destination: camino::absolute_utf8(&request.destination)
             .context(|| request.destination.to_string())?,

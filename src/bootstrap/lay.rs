@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use camino::Utf8PathBuf;
 
 use super::ids::Ids;
+use super::owners::record;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::interrupt::Interrupt;
@@ -66,6 +67,8 @@ pub struct Lay<'a, T> {
     interrupt: &'a Interrupt,
     /// Whether whiteouts are files like others.
     is_literal: bool,
+    /// Whether files that cannot have their owners say who those are.
+    records_owners: bool,
     /// Entries that could not be made: devices, for those who may not.
     left_out: u64,
 }
@@ -96,6 +99,7 @@ impl<'a, T: Target> Lay<'a, T> {
             ids,
             interrupt,
             is_literal: false,
+            records_owners: false,
             left_out: 0,
         }
     }
@@ -104,6 +108,13 @@ impl<'a, T: Target> Lay<'a, T> {
     #[must_use]
     pub fn literally(mut self) -> Self {
         self.is_literal = true;
+        self
+    }
+
+    /// The same where files have an attribute that says whose they would be.
+    #[must_use]
+    pub fn recording_owners(mut self) -> Self {
+        self.records_owners = true;
         self
     }
 
@@ -172,7 +183,7 @@ impl<'a, T: Target> Lay<'a, T> {
         {
             return done;
         }
-        let meta = self.meta(entry);
+        let meta = self.meta(entry)?;
         match &entry.kind {
             EntryKind::Directory => self.target.dir(path, &meta),
             EntryKind::Symlink(target) => self.target.symlink(path, target, &meta),
@@ -213,15 +224,23 @@ impl<'a, T: Target> Lay<'a, T> {
         self.left_out += 1;
     }
 
-    fn meta(&self, entry: &Entry) -> Meta {
+    fn meta(&self, entry: &Entry) -> Result<Meta> {
         let kept = entry.xattrs.iter().filter(|(name, _)| is_kept_xattr(name));
-        Meta {
+        let named = |error: Error| error.within(show(&entry.path));
+        let mut meta = Meta {
             mode: entry.mode,
-            uid: self.ids.user(entry.uid),
-            gid: self.ids.group(entry.gid),
+            uid: self.ids.user(entry.uid).map_err(named)?,
+            gid: self.ids.group(entry.gid).map_err(named)?,
             mtime: entry.mtime,
             xattrs: kept.cloned().collect(),
+        };
+        // The kernel lets no others have such attributes.
+        if self.records_owners
+            && matches!(entry.kind, EntryKind::File { .. } | EntryKind::Directory)
+        {
+            meta.xattrs.extend(record(meta.uid, meta.gid));
         }
+        Ok(meta)
     }
 }
 

@@ -1,6 +1,8 @@
 //! An image as a root filesystem: a directory, or disk images without a boot loader.
 //!
 //! - [`ids`]: other owners than in the image
+//! - `owners`: whose files are where root does not make them
+//! - [`namespace`]: files of the caller's subordinate ids
 //! - [`password`]: that of root
 //! - `lay`: the layers, one after the other, into a directory
 //! - `directory`: beside its place, and renamed when it is whole
@@ -14,11 +16,14 @@ pub mod ids;
 mod lay;
 mod model;
 mod mounted;
+pub mod namespace;
+mod owners;
 pub mod password;
 mod qcow2;
 mod script;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
@@ -33,6 +38,7 @@ pub use disk::{Backing, FileSystem};
 use ids::Ids;
 pub(crate) use lay::Lay;
 use lay::Target;
+pub use owners::Owners;
 
 /// In a staged directory, what is made.
 pub(crate) const NEW: &str = "new";
@@ -73,6 +79,8 @@ pub struct Disk {
     pub size: u64,
     /// The file system.
     pub file_system: FileSystem,
+    /// Whether clusters of qcow2 images are compressed.
+    pub is_compressed: bool,
 }
 
 /// What is wanted.
@@ -84,6 +92,8 @@ pub struct Request {
     pub form: Form,
     /// Other owners.
     pub ids: Ids,
+    /// Whose the files of a directory are where root does not make it; nothing: the caller's, or the ids' if there are some.
+    pub owners: Option<Owners>,
     /// A password for root.
     pub root_password: Option<String>,
     /// Replace what is there.
@@ -91,7 +101,7 @@ pub struct Request {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     /// The directory, or the disk images, base first.
     pub paths: Vec<Utf8PathBuf>,
@@ -189,13 +199,7 @@ impl<'s> Layers<'s> {
 /// # Errors
 /// Those of [`make`] that are known without a source.
 pub fn check(config: &Config, request: &Request) -> Result<()> {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root && request.form == Form::Directory && !request.ids.is_empty() {
-        fail!(
-            Kind::Permission,
-            "only root can give files to other users: without the ranges of ids they are all yours"
-        );
-    }
+    owners::of(request)?;
     directory::check(config, &request.destination, request.force)
 }
 
@@ -208,6 +212,10 @@ pub fn make(
 ) -> Result<Made> {
     let _held = config.interrupt.hold();
     check(config, request)?;
+    let owners = owners::of(request)?;
+    if owners == Some(Owners::Namespace) {
+        return namespace::make(config, source, request, progress);
+    }
     let layers = Layers::of(source)?;
     let staged = Staged::new(&request.destination)?;
     let inner = staged.path().join(NEW);
@@ -215,7 +223,8 @@ pub fn make(
     progress.begin(layers.bytes()?);
     let (names, left_out) = match &request.form {
         Form::Directory => {
-            let left_out = fill(config, &layers, request, &inner, progress)?;
+            let is_recorded = owners == Some(Owners::Recorded);
+            let left_out = fill(config, &layers, request, is_recorded, &inner, progress)?;
             (vec![Utf8PathBuf::new()], left_out)
         }
         form => disk::make(config, &layers, request, form, &inner, progress)?,
@@ -240,6 +249,7 @@ fn fill(
     config: &Config,
     layers: &Layers<'_>,
     request: &Request,
+    is_recorded: bool,
     directory: &Utf8Path,
     progress: &mut dyn Progress,
 ) -> Result<u64> {
@@ -251,6 +261,9 @@ fn fill(
         true,
         &config.interrupt,
     )?;
+    if is_recorded {
+        lay = lay.recording_owners();
+    }
     for number in 0..layers.count() {
         layers.lay(number, &mut lay, progress)?;
     }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use flate2::{Compress, Compression, FlushCompress, Status};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -27,6 +28,15 @@ const COUNTS: u64 = CLUSTER / 2;
 const ONCE: u64 = 1 << 63;
 /// What an entry has whose cluster is zeros, whatever lies below.
 const ZEROS: u64 = 1;
+/// What an entry has whose cluster is compressed: the rest is its offset in bytes and, above that, how many sectors
+/// beyond the first one it is in.
+const PACKED: u64 = 1 << 62;
+const PACKED_OFFSET_BITS: u32 = 62 - (CLUSTER_BITS - 8);
+const SECTOR: u64 = 512;
+/// The window that a reader has: 4 KB.
+const WINDOW_BITS: u8 = 12;
+/// Where more effort gains little.
+const LEVEL: u32 = 6;
 const MAGIC: u32 = 0x5146_49fb;
 const VERSION: u32 = 3;
 const HEADER_BYTES: u32 = 104;
@@ -38,20 +48,34 @@ const REFCOUNT_ORDER: u32 = 4;
 /// What is known of a cluster: enough to see whether it has changed.
 type Sum = [u8; 16];
 
+/// A cluster as it is found.
+enum Found {
+    Zeros,
+    /// As at the last cut.
+    Same(Sum),
+    /// Not as at the last cut.
+    Changed(Sum),
+    /// The same, and this is it in fewer bytes.
+    Packed(Sum, Vec<u8>),
+}
+
 /// A disk of which one image after another is made.
 pub struct Disk {
     raw: File,
     size: u64,
+    /// Whether clusters are compressed where that makes them smaller.
+    is_packed: bool,
     /// What clusters were like at the last cut; others were zeros.
     known: BTreeMap<u64, Sum>,
 }
 
 impl Disk {
     /// A disk of zeros so far, which is this sparse file.
-    pub fn new(raw: File, size: u64) -> Self {
+    pub fn new(raw: File, size: u64, is_packed: bool) -> Self {
         Self {
             raw,
             size,
+            is_packed,
             known: BTreeMap::new(),
         }
     }
@@ -60,14 +84,13 @@ impl Disk {
     pub fn cut(&mut self, out: &File, backing: Option<&str>) -> Result<()> {
         let failed = || "cannot write the disk image".into();
         let mut image = Image::new(out, self.size, backing).context(failed)?;
-        let mut before = std::mem::take(&mut self.known);
         let numbers = self.written().context(failed)?;
-        let now = self
-            .compare(&numbers, &mut before, &mut image)
-            .context(failed)?;
+        let now = self.compare(&numbers, &mut image).context(failed)?;
         // Those that are nothing any more.
-        for number in before.into_keys() {
-            image.zeros(number);
+        for number in self.known.keys() {
+            if !now.contains_key(number) {
+                image.zeros(*number);
+            }
         }
         self.known = now;
         image.finish().context(failed)
@@ -86,14 +109,9 @@ impl Disk {
         Ok(numbers)
     }
 
-    /// Write those of these clusters that are not what they were `before`, from where all are taken away; what they are now.
-    /// They are read and summed by threads, and written in their order, so that the same disk is the same image.
-    fn compare(
-        &self,
-        numbers: &[u64],
-        before: &mut BTreeMap<u64, Sum>,
-        image: &mut Image<'_>,
-    ) -> io::Result<BTreeMap<u64, Sum>> {
+    /// Write those of these clusters that are not what they were; what they are now. They are read, summed and compressed
+    /// by threads, and written in their order, so that the same disk is the same image.
+    fn compare(&self, numbers: &[u64], image: &mut Image<'_>) -> io::Result<BTreeMap<u64, Sum>> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let parts: Vec<&[u64]> = numbers.chunks(PART).collect();
         let died = || io::Error::other("a thread that reads the disk died");
@@ -116,8 +134,8 @@ impl Disk {
                         let Ok(mut buffer) = next else {
                             return;
                         };
-                        let sums = self.sums_of(part, &mut buffer);
-                        if done.send(sums.map(|sums| (sums, buffer))).is_err() {
+                        let found = self.look_at(part, &mut buffer);
+                        if done.send(found.map(|found| (found, buffer))).is_err() {
                             return;
                         }
                     }
@@ -125,15 +143,21 @@ impl Disk {
             }
             let mut now = BTreeMap::new();
             for (index, part) in parts.iter().enumerate() {
-                let (sums, buffer) = queues[index % threads].recv().map_err(|_| died())??;
+                let (found, buffer) = queues[index % threads].recv().map_err(|_| died())??;
                 let clusters = buffer.chunks(CLUSTER_BYTES);
-                for ((number, sum), cluster) in part.iter().zip(sums).zip(clusters) {
-                    let Some(sum) = sum else {
-                        continue;
+                for ((number, found), cluster) in part.iter().zip(found).zip(clusters) {
+                    let sum = match found {
+                        Found::Zeros => continue,
+                        Found::Same(sum) => sum,
+                        Found::Changed(sum) => {
+                            image.data(*number, cluster)?;
+                            sum
+                        }
+                        Found::Packed(sum, packed) => {
+                            image.packed(*number, &packed)?;
+                            sum
+                        }
                     };
-                    if before.remove(number) != Some(sum) {
-                        image.data(*number, cluster)?;
-                    }
                     now.insert(*number, sum);
                 }
                 let _ = used.send(buffer);
@@ -142,17 +166,24 @@ impl Disk {
         })
     }
 
-    /// Read clusters, and sum them up; nothing for zeros.
-    fn sums_of(&self, numbers: &[u64], buffer: &mut [u8]) -> io::Result<Vec<Option<Sum>>> {
+    /// Read clusters, and see whether they are what they were.
+    fn look_at(&self, numbers: &[u64], buffer: &mut [u8]) -> io::Result<Vec<Found>> {
         let clusters = buffer.chunks_mut(CLUSTER_BYTES);
         let one = |(number, cluster): (&u64, &mut [u8])| {
             self.read(*number, cluster)?;
             if is_zero(cluster) {
-                return Ok(None);
+                return Ok(Found::Zeros);
             }
             let mut sum = Sum::default();
             sum.copy_from_slice(&blake3::hash(cluster).as_bytes()[..size_of::<Sum>()]);
-            Ok(Some(sum))
+            if self.known.get(number) == Some(&sum) {
+                return Ok(Found::Same(sum));
+            }
+            let packed = if self.is_packed { pack(cluster)? } else { None };
+            Ok(match packed {
+                Some(packed) => Found::Packed(sum, packed),
+                None => Found::Changed(sum),
+            })
         };
         numbers.iter().zip(clusters).map(one).collect()
     }
@@ -165,6 +196,17 @@ impl Disk {
         rest.fill(0);
         self.raw.read_exact_at(part, offset)
     }
+}
+
+/// A cluster in fewer bytes, if there are fewer.
+fn pack(cluster: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut packer = Compress::new_with_window_bits(Compression::new(LEVEL), false, WINDOW_BITS);
+    // One byte less, or it is not worth it.
+    let mut packed = Vec::with_capacity(CLUSTER_BYTES - 1);
+    let status = packer
+        .compress_vec(cluster, &mut packed, FlushCompress::Finish)
+        .map_err(io::Error::other)?;
+    Ok((status == Status::StreamEnd).then_some(packed))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -196,6 +238,10 @@ struct Image<'o> {
     next: u64,
     /// Entries of the second level, by number of their table.
     tables: BTreeMap<u64, Vec<u64>>,
+    /// Where the next compressed bytes go.
+    packed_end: u64,
+    /// How many compressed clusters are in a cluster, where there are some.
+    packed_counts: BTreeMap<u64, u16>,
 }
 
 impl<'o> Image<'o> {
@@ -208,6 +254,8 @@ impl<'o> Image<'o> {
             // The first one is the header's.
             next: 1,
             tables: BTreeMap::new(),
+            packed_end: 0,
+            packed_counts: BTreeMap::new(),
         })
     }
 
@@ -229,6 +277,27 @@ impl<'o> Image<'o> {
     fn data(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
         let offset = self.append(bytes)?;
         *self.entry(number) = offset | ONCE;
+        Ok(())
+    }
+
+    /// A cluster in fewer bytes: behind the one before, if there is room.
+    fn packed(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
+        let free = self.next * CLUSTER;
+        let length = bytes.len() as u64;
+        // What is in a cluster of its own may be between.
+        let room_ends = self.packed_end.next_multiple_of(CLUSTER);
+        if room_ends != free && self.packed_end + length > room_ends {
+            self.packed_end = free;
+        }
+        let offset = self.packed_end;
+        self.out.write_all_at(bytes, offset)?;
+        self.packed_end = offset + length;
+        self.next = self.next.max(self.packed_end.div_ceil(CLUSTER));
+        for cluster in offset / CLUSTER..=(self.packed_end - 1) / CLUSTER {
+            *self.packed_counts.entry(cluster).or_default() += 1;
+        }
+        let sectors = (self.packed_end - 1) / SECTOR - offset / SECTOR;
+        *self.entry(number) = PACKED | sectors << PACKED_OFFSET_BITS | offset;
         Ok(())
     }
 
@@ -264,6 +333,10 @@ impl<'o> Image<'o> {
         self.next = first_block;
         let total = usize::try_from(used + tables + blocks).unwrap_or(usize::MAX);
         let mut counts = [0, 1].repeat(total);
+        for (cluster, count) in &self.packed_counts {
+            let at = usize::try_from(cluster * 2).unwrap_or(usize::MAX);
+            counts[at..at + 2].copy_from_slice(&count.to_be_bytes());
+        }
         counts.resize(usize::try_from(blocks * CLUSTER).unwrap_or(usize::MAX), 0);
         self.append(&counts)?;
         self.out.set_len(self.next * CLUSTER)?;

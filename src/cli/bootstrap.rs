@@ -9,7 +9,9 @@ use super::Call;
 use super::args::SourceArgs;
 use crate::bootstrap::ids::{Ids, Range};
 use crate::bootstrap::password::Secret;
-use crate::bootstrap::{self, Backing, Disk, FileSystem, Form, Made, Progress, Request, Source};
+use crate::bootstrap::{
+    self, Backing, Disk, FileSystem, Form, Made, Owners, Progress, Request, Source, namespace,
+};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::image::Reference;
@@ -43,6 +45,9 @@ pub struct Bootstrap {
     /// One qcow2 image in place of a chain
     #[arg(long)]
     flat: bool,
+    /// Compress what is in qcow2 images: they are smaller, and slower to make and to read
+    #[arg(long)]
+    compress: bool,
     /// How a qcow2 image names the one below it: relative, so that they can be moved together, or absolute
     #[arg(long, value_name = "HOW", default_value = "relative")]
     backing: Backing,
@@ -57,6 +62,11 @@ pub struct Bootstrap {
     root_password: Option<Secret>,
     #[command(flatten)]
     ids: IdArgs,
+    /// Whose the files of a directory are, without root: "mine"; "namespace": as in the image, by your range of subordinate
+    /// ids; "recorded": yours, and an attribute says whose they would be (umoci and proot know it) [default: mine, with
+    /// ranges of ids namespace]
+    #[arg(long, value_name = "WHOSE")]
+    owners: Option<Owners>,
     /// No progress
     #[arg(short, long)]
     quiet: bool,
@@ -65,6 +75,18 @@ pub struct Bootstrap {
     json: bool,
     #[command(flatten)]
     registry: SourceArgs,
+}
+
+/// Make a directory, as root of a user namespace: the program calls itself for this
+#[derive(Debug, clap::Args)]
+pub struct Inside {}
+
+impl Inside {
+    pub fn run() -> ExitCode {
+        let done = namespace::make_inside(std::io::stdin().lock(), std::io::stdout().lock());
+        // What went wrong was told already.
+        done.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+    }
 }
 
 /// Other owners than in the image.
@@ -211,6 +233,7 @@ impl Bootstrap {
         let disk = Disk {
             size: self.size,
             file_system: self.file_system,
+            is_compressed: self.compress,
         };
         let form = match self.format.as_str() {
             "qcow2" => Form::Qcow2 {
@@ -221,13 +244,16 @@ impl Bootstrap {
             "raw" => Form::Raw { disk },
             _ => Form::Directory,
         };
-        if self.flat && self.format != "qcow2" {
-            fail!(Kind::Usage, "--flat is for --format qcow2");
+        for (flag, is_said) in [("--flat", self.flat), ("--compress", self.compress)] {
+            if is_said && self.format != "qcow2" {
+                fail!(Kind::Usage, "{flag} is for --format qcow2");
+            }
         }
         let request = Request {
             destination: self.destination.clone(),
             form,
             ids: self.ids.ids()?,
+            owners: self.owners,
             root_password: self.root_password.as_ref().map(Secret::read).transpose()?,
             force: self.force,
         };

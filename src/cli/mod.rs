@@ -151,6 +151,8 @@ enum Verb {
     #[command(hide = true)]
     OwnerLayer(owners::OwnerLayer),
     #[command(hide = true)]
+    BootstrapInside(bootstrap::Inside),
+    #[command(hide = true)]
     ContainerOuter(stages::Outer),
     #[command(hide = true)]
     ContainerInit(stages::Init),
@@ -265,6 +267,7 @@ fn run(
     match verb {
         Verb::Completion(verb) => return verb.run(&mut out),
         Verb::OwnerLayer(verb) => return verb.run(),
+        Verb::BootstrapInside(_) => return Ok(bootstrap::Inside::run()),
         Verb::ContainerOuter(verb) => return verb.run(),
         Verb::ContainerInit(verb) => return verb.run(),
         Verb::ContainerEnter(verb) => return verb.run(),
@@ -315,6 +318,7 @@ fn run(
         Verb::Recover(verb) => verb.run(&mut call),
         Verb::Completion(verb) => verb.run(call.out),
         Verb::OwnerLayer(verb) => verb.run(),
+        Verb::BootstrapInside(_) => Ok(bootstrap::Inside::run()),
         Verb::ContainerOuter(verb) => verb.run(),
         Verb::ContainerInit(verb) => verb.run(),
         Verb::ContainerEnter(verb) => verb.run(),
@@ -359,6 +363,7 @@ impl Verb {
             Self::Version(_) => "version",
             Self::Help(_) => "help",
             Self::OwnerLayer(_) => crate::deployment::owners::VERB,
+            Self::BootstrapInside(_) => crate::bootstrap::namespace::VERB,
             Self::ContainerOuter(_) => crate::rootless::engine::OUTER_VERB,
             Self::ContainerInit(_) => crate::rootless::engine::INIT_VERB,
             Self::ContainerEnter(_) => crate::rootless::engine::ENTER_VERB,

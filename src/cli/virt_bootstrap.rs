@@ -105,6 +105,7 @@ impl Words {
         let disk = Disk {
             size: SIZE,
             file_system: FileSystem::Ext3,
+            is_compressed: false,
         };
         let form = match self.format.as_str() {
             "qcow2" => Form::Qcow2 {
@@ -114,14 +115,20 @@ impl Words {
             },
             _ => Form::Directory,
         };
-        if form == Form::Directory && !rustix::process::geteuid().is_root() && !self.quiet {
+        let ids = self.ids.ids()?;
+        if form == Form::Directory
+            && ids.is_empty()
+            && !rustix::process::geteuid().is_root()
+            && !self.quiet
+        {
             call.out
                 .note("All extracted files will be owned by the current unprivileged user.");
         }
         let request = Request {
             destination: self.destination.clone(),
             form,
-            ids: self.ids.ids()?,
+            ids,
+            owners: None,
             root_password: self.root_password.as_ref().map(Secret::read).transpose()?,
             // A directory with something in it is written over there, which loses what is neither old nor new.
             force: false,

@@ -231,13 +231,29 @@ impl Mapping {
                 .run()
                 .map(|_| ());
         }
-        // It waits until it is mapped: the helpers want its number.
-        let script = "echo; read -r _ && exec \"$@\"";
+        Self::as_child(program, args, input).run_between(|pid| self.write_to(pid))
+    }
+
+    /// The same, hearing the lines that the program prints; it is asked to end once `is_asked` says so.
+    pub fn run_as_root_heard(
+        &self,
+        program: &str,
+        args: &[&str],
+        input: &[u8],
+        heard: impl FnMut(&str),
+        is_asked: impl Fn() -> bool,
+    ) -> Result<()> {
+        Self::as_child(program, args, input).run_heard(|pid| self.write_to(pid), heard, is_asked)
+    }
+
+    /// It waits until it is mapped: the helpers want its number. That it ends when we are killed is forgotten by the
+    /// kernel where a process gets a new user namespace, and is said once more.
+    fn as_child(program: &str, args: &[&str], input: &[u8]) -> Child {
+        let script = "echo; read -r _ && exec setpriv --pdeathsig TERM -- \"$@\"";
         Child::new("unshare")
             .args(["--user", "--", "/bin/sh", "-c", script, "sh", program])
             .args(args)
             .input(&[b"\n", input].concat())
-            .run_between(|pid| self.write_to(pid))
     }
 
     /// Give a process that is in a new user namespace of ours these ids.
