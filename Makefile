@@ -37,7 +37,7 @@ demo: deps
 test: deps
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
-	if command -v cargo-deny >/dev/null; then $(CARGO) deny check; fi
+	if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline --log-level error check bans licenses sources; fi
 	$(CARGO) test --no-fail-fast
 
 bench: deps

@@ -203,7 +203,7 @@ impl Drop for Mounted {
 }
 
 /// An image of a chain has what umoci unpacks of so many layers.
-fn assert_is_first_layers(place: &Place, count: usize, path: &Path) {
+fn assert_is_first_layers(place: &Place, image: fn(usize) -> Image, count: usize, path: &Path) {
     let part = place.path("part");
     let _ = std::fs::remove_dir_all(&part);
     image(count).write(&part);
@@ -212,6 +212,45 @@ fn assert_is_first_layers(place: &Place, count: usize, path: &Path) {
     let found = listing(&mounted.path);
     let shown = path.display();
     assert!(found == wanted, "{shown}: {}", difference(&found, &wanted));
+}
+
+/// Five layers that replace, remove and add files of which many are as long as others, or share a cluster with them: inodes
+/// and blocks of what went are used again.
+fn changing(count: usize) -> Image {
+    let layer = |number: u32| {
+        let mut layer = Layer::new();
+        for file in 0..120_u32 {
+            let name = format!("d{}/f{file}", file % 7);
+            let mixed = (file * 31 + number * 17) % 11;
+            if number == 0 || mixed < 3 {
+                let length = 1 + (file as usize % 5) * 33_000;
+                let word = format!("{number}-{file} ");
+                layer = layer.file(&name, 0o644, word.repeat(length / word.len() + 1));
+            } else if mixed == 3 {
+                layer = layer.whiteout(&format!("d{}", file % 7), &format!("f{file}"));
+            }
+        }
+        layer
+    };
+    (0..5)
+        .take(count)
+        .map(layer)
+        .fold(Image::new(), Image::layer)
+}
+
+#[test]
+fn what_is_replaced_is_never_taken_for_what_was_there() {
+    let place = Place::new("bootstrap");
+    changing(5).write(&place.path("layout"));
+    for file_system in ["ext4", "ext3"] {
+        let paths = place.ok(&format!(
+            "--force --format qcow2 --size 256M --fs {file_system} oci:./layout ./disks"
+        ));
+        assert_eq!(paths.lines().count(), 5, "{paths}");
+        for (number, path) in paths.lines().enumerate() {
+            assert_is_first_layers(&place, changing, number + 1, Path::new(path));
+        }
+    }
 }
 
 #[test]
@@ -238,7 +277,7 @@ fn every_image_of_a_chain_is_what_umoci_unpacks_of_so_many_layers() {
             std::fs::rename(place.path("moved"), place.path("disks")).unwrap();
         }
         for (number, path) in paths.lines().enumerate() {
-            assert_is_first_layers(&place, number + 1, Path::new(path));
+            assert_is_first_layers(&place, image, number + 1, Path::new(path));
         }
     }
     assert!(bytes[2] < bytes[0], "{bytes:?}");
@@ -788,7 +827,7 @@ fn ordinary_users_make_chains_of_disks_too() {
         assert_eq!(paths.lines().count(), 3, "{paths}");
         for (number, (path, other)) in paths.lines().zip(again.lines()).enumerate() {
             assert!(std::fs::read(path).unwrap() == std::fs::read(other).unwrap());
-            assert_is_first_layers(&place, number + 1, Path::new(path));
+            assert_is_first_layers(&place, image, number + 1, Path::new(path));
         }
     }
     // Compressed clusters next to such as do not get smaller.

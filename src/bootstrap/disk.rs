@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::extents::{self, Inodes, Unchanged};
 use super::lay::Lay;
 use super::mounted::Mounted;
 use super::script::{self, Script};
-use super::{Form, Layers, Progress, Request, password, qcow2, set_password};
+use super::{Form, Layers, Progress, Request, password, qcow2, set_password, superblock};
 use crate::command::Child;
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -102,8 +103,15 @@ pub fn make(
     file.set_len(disk.size).context(failed)?;
     let is_root = rustix::process::geteuid().is_root();
     make_file_system(&raw, disk.file_system, is_root)?;
+    let said = || "cannot change the superblock".into();
+    if is_root {
+        superblock::set_journal_in(&file, false).context(said)?;
+    }
     let mut cuts = Cuts {
-        disk: qcow2::Disk::new(file, disk.size, disk.is_compressed),
+        raw: file.try_clone().context(failed)?,
+        disk: qcow2::Disk::new(file, disk.size, disk.is_compressed, |disk| {
+            superblock::set_journal(disk, true);
+        }),
         directory,
         destination: camino::absolute_utf8(&request.destination)
             .context(|| request.destination.to_string())?,
@@ -131,6 +139,7 @@ pub fn make(
         ))
     })?;
     if chain.is_none() {
+        superblock::set_journal_in(&cuts.raw, true).context(said)?;
         return Ok((vec![RAW.into()], left_out));
     }
     std::fs::remove_file(&raw).context(|| format!("cannot remove {raw}"))?;
@@ -167,6 +176,7 @@ impl Way<'_> {
     ) -> Result<u64> {
         let mounted = Mounted::new(raw, directory)?;
         let mut left_out = 0;
+        let mut inodes = Inodes::default();
         for number in 0..self.steps() {
             if number < self.layers.count() {
                 let is_new = number == 0;
@@ -183,7 +193,14 @@ impl Way<'_> {
                 set_password(self.request, mounted.path())?;
             }
             if let Some(backing) = self.cut_after(number) {
-                mounted.while_still(|| cuts.cut(backing))?;
+                mounted.while_still(|| {
+                    let unchanged = extents::look(&cuts.raw, &mut inodes);
+                    let unchanged = unchanged.context(|| format!("cannot read {raw}"))?;
+                    cuts.cut(backing, unchanged.as_ref())
+                })?;
+                if number + 1 < self.steps() {
+                    mounted.go_on()?;
+                }
             }
         }
         mounted.end()?;
@@ -205,13 +222,13 @@ impl Way<'_> {
         for number in 0..self.layers.count() {
             self.layers.lay(number, &mut lay, progress)?;
             if let Some(backing) = self.cut_after(number) {
-                cuts.cut(backing)?;
+                cuts.cut(backing, None)?;
             }
         }
         if let Some(password) = &self.request.root_password {
             lay.target().set_password(&password::hash(password)?)?;
             if let Some(backing) = self.cut_after(self.layers.count()) {
-                cuts.cut(backing)?;
+                cuts.cut(backing, None)?;
             }
         }
         std::fs::remove_dir_all(&scratch).context(|| format!("cannot remove {scratch}"))?;
@@ -226,6 +243,7 @@ impl Way<'_> {
 
 /// The images of a chain.
 struct Cuts<'d> {
+    raw: File,
     disk: qcow2::Disk,
     directory: &'d Utf8Path,
     destination: Utf8PathBuf,
@@ -244,7 +262,7 @@ impl Drop for Cuts<'_> {
 }
 
 impl Cuts<'_> {
-    fn cut(&mut self, backing: Backing) -> Result<()> {
+    fn cut(&mut self, backing: Backing, unchanged: Option<&Unchanged>) -> Result<()> {
         let name = Utf8PathBuf::from(format!("layer-{}.qcow2", self.names.len()));
         let path = self.directory.join(&name);
         let out = File::create_new(&path).context(|| format!("cannot create {path}"))?;
@@ -253,7 +271,7 @@ impl Cuts<'_> {
             Backing::Relative => below.clone(),
         });
         self.disk
-            .cut(&out, below.as_ref().map(|path| path.as_str()))?;
+            .cut(&out, below.as_ref().map(|path| path.as_str()), unchanged)?;
         self.writers.push(std::thread::spawn(move || {
             let _ = out.sync_data();
         }));

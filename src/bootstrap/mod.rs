@@ -8,10 +8,14 @@
 //! - `directory`: beside its place, and renamed when it is whole
 //! - `disk`, `mounted`: a file system for them, and an image of it after each layer
 //! - `script`, `model`: the same without a mount, for those who may not
+//! - `extents`: what of a file system cannot have changed
+//! - `superblock`: whether a file system has a journal
 //! - `qcow2`: the format of these
+//! - [`template`]: files of virt-builder's templates
 
 mod directory;
 mod disk;
+mod extents;
 pub mod ids;
 mod lay;
 mod model;
@@ -21,6 +25,8 @@ mod owners;
 pub mod password;
 mod qcow2;
 mod script;
+mod superblock;
+pub mod template;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};

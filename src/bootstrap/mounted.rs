@@ -72,12 +72,16 @@ impl Mounted {
 
     /// Do something while all of it is in the file, in good order. (A frozen one would be that as well, but nobody could
     /// unmount it if we were killed.)
+    /// From then on it cannot be written to, until [`Self::go_on`].
     pub fn while_still<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
         self.remount(MountFlags::RDONLY)?;
         tracing::debug!("still");
-        let done = what()?;
-        self.remount(MountFlags::empty())?;
-        Ok(done)
+        what()
+    }
+
+    /// Let it be written to again.
+    pub fn go_on(&self) -> Result<()> {
+        self.remount(MountFlags::empty())
     }
 
     fn remount(&self, how: MountFlags) -> Result<()> {

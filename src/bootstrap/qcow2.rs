@@ -12,6 +12,7 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::extents::Unchanged;
 use crate::error::{Context as _, Result};
 
 /// The usual size of a cluster.
@@ -65,27 +66,47 @@ pub struct Disk {
     size: u64,
     /// Whether clusters are compressed where that makes them smaller.
     is_packed: bool,
+    /// What is changed in the first cluster when it is read.
+    mend: fn(&mut [u8]),
     /// What clusters were like at the last cut; others were zeros.
     known: BTreeMap<u64, Sum>,
 }
 
 impl Disk {
-    /// A disk of zeros so far, which is this sparse file.
-    pub fn new(raw: File, size: u64, is_packed: bool) -> Self {
+    /// A disk of zeros so far, which is this sparse file; in its images the first cluster is as `mend` makes it.
+    pub fn new(raw: File, size: u64, is_packed: bool, mend: fn(&mut [u8])) -> Self {
         Self {
             raw,
             size,
             is_packed,
+            mend,
             known: BTreeMap::new(),
         }
     }
 
-    /// Write what has changed since the last cut to `out`, an empty file, over `backing`.
-    pub fn cut(&mut self, out: &File, backing: Option<&str>) -> Result<()> {
+    /// Write what has changed since the last cut to `out`, an empty file, over `backing`. What `unchanged` holds is not
+    /// looked at.
+    pub fn cut(
+        &mut self,
+        out: &File,
+        backing: Option<&str>,
+        unchanged: Option<&Unchanged>,
+    ) -> Result<()> {
         let failed = || "cannot write the disk image".into();
         let mut image = Image::new(out, self.size, backing).context(failed)?;
-        let numbers = self.written().context(failed)?;
-        let now = self.compare(&numbers, &mut image).context(failed)?;
+        let mut numbers = self.written().context(failed)?;
+        let mut known = BTreeMap::new();
+        if let Some(unchanged) = unchanged {
+            numbers.retain(|number| {
+                let is_same = unchanged.holds(number * CLUSTER, CLUSTER);
+                if is_same && let Some(sum) = self.known.get(number) {
+                    known.insert(*number, *sum);
+                }
+                !is_same
+            });
+        }
+        let mut now = self.compare(&numbers, &mut image).context(failed)?;
+        now.append(&mut known);
         // Those that are nothing any more.
         for number in self.known.keys() {
             if !now.contains_key(number) {
@@ -194,7 +215,11 @@ impl Disk {
         let length = CLUSTER.min(self.size - offset);
         let (part, rest) = buffer.split_at_mut(usize::try_from(length).unwrap_or(usize::MAX));
         rest.fill(0);
-        self.raw.read_exact_at(part, offset)
+        self.raw.read_exact_at(part, offset)?;
+        if number == 0 {
+            (self.mend)(buffer);
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use super::Call;
 use super::args::SourceArgs;
 use crate::bootstrap::ids::{Ids, Range};
 use crate::bootstrap::password::Secret;
+use crate::bootstrap::template::Template;
 use crate::bootstrap::{
     self, Backing, Disk, FileSystem, Form, Made, Owners, Progress, Request, Source, namespace,
 };
@@ -22,7 +23,8 @@ const SOURCES: &str = "\
 Where it comes from:
   docker://NAME and the other forms of \"pull\"   an image, which is pulled
   NAME                                          an image that is in the store
-  file:///PATH.tar, PATH                        an archive, also one that is compressed";
+  file:///PATH.tar, PATH                        an archive, also one that is compressed
+  virt-builder://TEMPLATE                       a template of virt-builder's, where that is installed";
 
 /// Make a root filesystem of an image: a directory, or disk images of its layers
 #[allow(clippy::struct_excessive_bools)] // they are flags
@@ -141,6 +143,8 @@ pub enum Typed {
     Archive(Utf8PathBuf),
     /// An image of another place.
     Remote(String),
+    /// A template of virt-builder's.
+    Template(String),
     /// A name without more.
     Name(String),
 }
@@ -160,11 +164,12 @@ pub fn parse_source(text: &str) -> Result<Typed> {
         let name = rest.trim_matches('/');
         return Ok(Typed::Remote(format!("docker://{name}")));
     }
-    if text.contains("virt-builder:") {
-        fail!(
-            Kind::Usage,
-            "virt-builder's templates are disks already: make one with virt-builder itself"
-        );
+    if let Some(rest) = text.strip_prefix("virt-builder:") {
+        let name = rest.trim_start_matches('/');
+        if name.is_empty() || name.starts_with('-') {
+            fail!(Kind::Usage, "{text} names no template");
+        }
+        return Ok(Typed::Template(name.to_owned()));
     }
     if text.starts_with(['/', '.']) || Utf8Path::new(text).is_file() {
         return Ok(Typed::Archive(text.into()));
@@ -213,6 +218,7 @@ pub fn image(
         }
         Typed::Remote(text) => text,
         Typed::Archive(path) => fail!(Kind::Usage, "{path} is no image"),
+        Typed::Template(name) => fail!(Kind::Usage, "virt-builder's {name} is no image"),
     };
     let reference = registry.reference(text)?;
     let before = crate::store::images::image_names(call.config);
@@ -303,6 +309,15 @@ pub fn make(
             }
             bootstrap::make(call.config, &Source::Archive(path), request, progress)
         }
+        Typed::Template(name) => {
+            bootstrap::check(call.config, request)?;
+            call.out.note(format!(
+                "virt-builder makes a disk of {name}: this takes a while"
+            ));
+            let template = Template::build(&name)?;
+            let source = Source::Archive(template.archive().to_owned());
+            bootstrap::make(call.config, &source, request, progress)
+        }
         typed => {
             bootstrap::check(call.config, request)?;
             let store = Store::open(call.config)?;
@@ -338,12 +353,21 @@ mod tests {
                 Typed::Remote("http:host:5000/app".into()),
             ),
             ("oci:/layout:tag", Typed::Remote("oci:/layout:tag".into())),
+            (
+                "virt-builder://fedora-40",
+                Typed::Template("fedora-40".into()),
+            ),
+            (
+                "virt-builder:/fedora-40",
+                Typed::Template("fedora-40".into()),
+            ),
             ("app:1", Typed::Name("app:1".into())),
             ("host:5000/app", Typed::Name("host:5000/app".into())),
         ] {
             assert_eq!(parse_source(text).unwrap(), wanted, "{text}");
         }
-        assert!(parse_source("virt-builder://fedora").is_err());
+        assert!(parse_source("virt-builder://").is_err());
+        assert!(parse_source("virt-builder:--run").is_err());
         assert!(parse_source("file://").is_err());
     }
 
