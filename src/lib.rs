@@ -24,6 +24,7 @@
 //! - [`safefs`]: confined paths, atomic files, locks, durability
 //! - [`image`]: references, digests, manifests, configs: data without I/O
 //! - [`config`]: where things are
+//! - [`fault`]: where a debug build can be made to fail
 //! - [`error`]: error kinds and exit codes
 
 #![warn(missing_docs)]
@@ -45,6 +46,7 @@ pub mod config;
 pub mod container;
 pub mod deployment;
 pub mod error;
+pub mod fault;
 pub mod hostfiles;
 pub mod image;
 pub mod inject;

@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use support::images;
-use support::{Host, Registry, Said as _, free_port, wait_for_answer};
+use support::whole::{C, assert_whole};
+use support::{Host, Registry, Said as _, free_port};
 
-const C: &str = "/var/lib/containers/atomic";
 const KILLS: u32 = 50;
 
 /// A small generator with a printed seed, so that a failure can be repeated.
@@ -94,65 +94,8 @@ impl Trial<'_> {
             (0, ""),
             "{words} at {moment:?}"
         );
-        self.check(words, moment);
-    }
-
-    /// The container is wholly at one version, or not there at all.
-    fn check(&self, words: &str, moment: Duration) {
         let at = format!("{words} killed after {moment:?}");
-        let leftovers = self.host.sh(&format!(
-            "find {C} /etc/systemd/system /etc/tmpfiles.d -maxdepth 1 \\( -name '.*next-*' -o -name '.*old-*' -o -name '.atomic-rs*' -o -name '.*.new' \\); find {C}/.journal -type f"
-        ));
-        assert_eq!(leftovers.out(), "", "{at}");
-        let unit = self.host.exists("/etc/systemd/system/web.service");
-        let tmpfiles = self.host.exists("/etc/tmpfiles.d/web.conf");
-        let link = self.host.run(&format!("readlink {C}/web"));
-        if link.code() != 0 {
-            assert!(!unit && !tmpfiles, "{at}: host files without container");
-            assert!(
-                !self.host.exists(&format!("{C}/web.0"))
-                    && !self.host.exists(&format!("{C}/web.1")),
-                "{at}"
-            );
-            return;
-        }
-        let deployment = link.out().trim().to_owned();
-        for (installed, copy) in [
-            ("/etc/systemd/system/web.service", "web.service"),
-            ("/etc/tmpfiles.d/web.conf", "tmpfiles-web.conf"),
-        ] {
-            assert_eq!(
-                self.host.read(installed),
-                self.host.read(&format!("{deployment}/{copy}")),
-                "{at}"
-            );
-        }
-        let config = self.host.read(&format!("{deployment}/config.json"));
-        assert!(
-            config.contains(&format!("{deployment}/rootfs")),
-            "{at}: config of another deployment"
-        );
-        let info: serde_json::Value =
-            serde_json::from_str(&self.host.read(&format!("{deployment}/info"))).unwrap();
-        assert!(info["revision"].as_str().unwrap().len() == 64, "{at}");
-        assert_eq!(
-            self.host.run("systemctl is-enabled web").out(),
-            "enabled\n",
-            "{at}"
-        );
-        // It starts and answers what its root file system says.
-        let started = self.host.run("systemctl start web");
-        assert_eq!(
-            started.code(),
-            0,
-            "{at}: {}\n{}",
-            started.err(),
-            self.host.run("journalctl -u web -n 20 --no-pager").out()
-        );
-        let version = self
-            .host
-            .read(&format!("{deployment}/rootfs/srv/index.html"));
-        wait_for_answer(self.port, version.trim());
+        assert_whole(self.host, self.port, &at);
     }
 }
 

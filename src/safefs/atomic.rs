@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Context as _, Kind, Result};
-use crate::fail;
+use crate::{fail, fault};
 
 /// Write a file that must not exist yet, without making it durable: the caller closes a batch of
 /// them with one [`sync_file_system`].
 pub fn write_new_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    fault::point("write a file")?;
     let write = || -> std::io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
@@ -31,6 +32,7 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let aside = beside(path);
     remove_if_exists(&aside)?;
     write_new_file(&aside, content, mode)?;
+    fault::point("sync a file")?;
     File::open(&aside)
         .and_then(|file| file.sync_all())
         .context(|| format!("cannot sync {}", aside.display()))?;
@@ -42,6 +44,7 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
 pub fn replace_symlink(path: &Path, target: &Path) -> Result<()> {
     let aside = beside(path);
     remove_if_exists(&aside)?;
+    fault::point("make a link")?;
     symlink(target, &aside).context(|| format!("cannot create the link {}", aside.display()))?;
     rename(&aside, path)?;
     fsync_dir(parent(path))
@@ -49,6 +52,7 @@ pub fn replace_symlink(path: &Path, target: &Path) -> Result<()> {
 
 /// Rename, with both names in the error.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fault::point("rename")?;
     std::fs::rename(from, to)
         .context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
@@ -59,6 +63,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 /// [`Kind::Exists`] if it is not.
 pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags};
+    fault::point("rename to a free name")?;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::EXIST) => {
@@ -74,6 +79,7 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
 
 /// Remove a file or link; one that is not there is fine.
 pub fn remove_if_exists(path: &Path) -> Result<()> {
+    fault::point("remove a file")?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).context(|| format!("cannot remove {}", path.display()))
@@ -97,6 +103,7 @@ pub fn remove_tree(path: &Path) -> Result<()> {
             path.display()
         );
     }
+    fault::point("remove a tree")?;
     let mut removed = std::fs::remove_dir_all(path);
     if removed
         .as_ref()
@@ -151,6 +158,7 @@ fn mount_below(path: &Path) -> Option<String> {
 
 /// Give `path` a second name `to`, by a hard link or, where the file system refuses, by a copy.
 pub fn link_or_copy(path: &Path, to: &Path) -> Result<()> {
+    fault::point("link")?;
     if std::fs::hard_link(path, to).is_ok() {
         return Ok(());
     }
@@ -187,6 +195,7 @@ pub fn make_private_dir(path: &Path) -> Result<()> {
 
 /// Make the names in a directory durable.
 pub fn fsync_dir(path: &Path) -> Result<()> {
+    fault::point("sync a directory")?;
     File::open(path)
         .and_then(|dir| dir.sync_all())
         .context(|| format!("cannot sync the directory {}", path.display()))
@@ -195,6 +204,7 @@ pub fn fsync_dir(path: &Path) -> Result<()> {
 /// Make everything on the file system of `path` durable: one call for any number of files, where
 /// an fsync for each would be fifty times slower.
 pub fn sync_file_system(path: &Path) -> Result<()> {
+    fault::point("sync a file system")?;
     let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
     rustix::fs::syncfs(&file)
         .context(|| format!("cannot sync the file system of {}", path.display()))

@@ -12,13 +12,13 @@ use super::writers::threads;
 use super::{DEPLOYMENT_PREFIX, ImageTree, LayerRoot, Store};
 use crate::config::Config;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fail;
 use crate::image::refname::{
     self, IMAGE_PREFIX, KEPT_PREFIX, RefKind, SIDE_PREFIX, TREE_PREFIX, blob_ref, image_ref,
     kept_ref, side_ref, tree_ref,
 };
 use crate::image::{Digest, ImageConfig, Manifest};
 use crate::safefs::Files as _;
+use crate::{fail, fault};
 
 /// Configs are small; larger ones are an attack.
 pub const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
@@ -397,6 +397,7 @@ impl Store {
             removed(&name);
         }
         self.delete_loose_commits()?;
+        fault::point("prune objects")?;
         let (_, objects, bytes) = self
             .repo
             .prune(RepoPruneFlags::REFS_ONLY, -1, NO_CANCEL)

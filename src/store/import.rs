@@ -12,11 +12,11 @@ use super::objects::{
 use super::writers::Writers;
 use super::{LayerRoot, Store, layer, now, tree};
 use crate::error::{Context as _, Kind, Result};
-use crate::fail;
 use crate::image;
 use crate::image::refname::{blob_ref, image_ref, kept_ref, side_ref, tree_ref};
 use crate::image::{Descriptor, Digest};
 use crate::selinux::Labels;
+use crate::{fail, fault};
 
 /// Metadata of an image's commit: the reference it came by, and the platform that was asked for.
 pub(super) const SOURCE_KEY: &str = "atomic-rs.source";
@@ -211,6 +211,7 @@ impl Import<'_> {
     pub fn commit(mut self) -> Result<()> {
         let failed = || "cannot commit to the repository".into();
         let repo = &self.store.repo;
+        fault::point("place objects")?;
         // What is renamed below must be on the disk before it has its name: libostree's trees as well.
         let root = std::fs::File::open(&self.store.path).context(failed)?;
         match self.writers.take() {
@@ -220,11 +221,13 @@ impl Import<'_> {
         tracing::debug!("files are in place");
         // It would sync each of its 256 directories. The second transaction begins with a sync of them all.
         let syncs = !repo.is_disable_fsync();
+        fault::point("place trees")?;
         repo.set_disable_fsync(true);
         let committed = self.transaction.commit(NO_CANCEL);
         repo.set_disable_fsync(!syncs);
         committed.context(failed)?;
         tracing::debug!("trees are in place");
+        fault::point("write commits")?;
         let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
         let commits = self.commits.take();
         for (name, commit) in &commits {
@@ -241,7 +244,9 @@ impl Import<'_> {
             commit.write(repo)?;
             repo.transaction_set_ref(None, name, Some(&commit.checksum));
         }
+        fault::point("set the refs of an image")?;
         transaction.commit(NO_CANCEL).context(failed)?;
+        fault::point("end a pull")?;
         tracing::debug!("committed");
         if self.heals.get() {
             for (_, commit) in &commits {

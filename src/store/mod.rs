@@ -44,10 +44,10 @@ use ostree::{Repo, RepoCheckoutAtOptions, RepoCheckoutMode, RepoCheckoutOverwrit
 
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
-use crate::fail;
 use crate::image::refname::blob_ref;
 use crate::image::{Descriptor, Digest, Manifest};
 use crate::safefs::{self, Lock};
+use crate::{fail, fault};
 use objects::NO_CANCEL;
 
 pub use import::{Import, LayerReader, Recorded};
@@ -174,6 +174,7 @@ impl Store {
         if commit.is_none() && self.resolve(name)?.is_none() {
             return Ok(());
         }
+        fault::point("set a ref")?;
         self.repo
             .set_ref_immediate(None, name, commit, NO_CANCEL)
             .context(|| format!("cannot set the ref {name}"))

@@ -2,6 +2,7 @@
 //!
 //! A job's result decides whether a unit started; no output of `systemctl` is ever read.
 
+pub mod journal;
 mod manager;
 pub mod tmpfiles;
 mod watch;

@@ -11,8 +11,11 @@ use super::step::Step;
 use crate::deployment::{ContainerName, Entry, Ledger, Paths, Verdict};
 use crate::error::{Error, Kind, Result};
 use crate::image::short_id;
-use crate::safefs;
-use crate::systemd;
+use crate::systemd::{
+    self,
+    journal::{self, Event},
+};
+use crate::{fault, safefs};
 
 /// What became of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +64,15 @@ fn apply_or_return(
                 return Err(failure.error);
             }
             match back(host, paths, journal, Some(&failure)) {
-                Ok(()) => Err(failure.told(plan)),
+                Ok(()) => {
+                    let is_return = failure.verdict == Verdict::Returned;
+                    let error = failure.told(plan);
+                    if is_return {
+                        let text = error.to_string();
+                        journal::note(Event::Returned, plan.name.as_str(), &plan.verb, &text);
+                    }
+                    Err(error)
+                }
                 Err(second) => Err(Error::new(
                     failure.error.kind(),
                     format!(
@@ -80,6 +91,14 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
     host.set_resuming(true);
     let recovered = recover_now(host, name);
     host.set_resuming(false);
+    if let Ok(Some((verb, applied))) = &recovered {
+        let (event, end) = match applied {
+            Applied::Forward => (Event::Completed, "completed"),
+            Applied::Back => (Event::Undone, "undone"),
+        };
+        let message = format!("the interrupted {verb} of {name} was {end}");
+        journal::note(event, name.as_str(), verb, &message);
+    }
     recovered
 }
 
@@ -127,6 +146,7 @@ fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<Repo
     journal.save(paths)?;
     for step in &plan.stage {
         host.config().interrupt.check()?;
+        fault::point(format_args!("do: {step:?}"))?;
         step.apply(host, paths, &plan)?;
     }
     sync(host, &plan.stage)?;
@@ -143,6 +163,7 @@ fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<Repo
         if matches!(step, Step::Switch { .. }) {
             sync_directories(host, &plan.switch)?;
         }
+        fault::point(format_args!("do: {step:?}"))?;
         step.apply(host, paths, &plan)?;
     }
     resume(host, paths, journal, stopped)
@@ -295,6 +316,7 @@ fn enter(journal: &mut Journal, paths: &Paths, phase: Phase) -> Result<()> {
 fn run(host: &Host<'_>, paths: &Paths, plan: &Plan, steps: &[Step]) -> Result<()> {
     for step in steps {
         tracing::debug!(%step, "apply");
+        fault::point(format_args!("do: {step:?}"))?;
         step.apply(host, paths, plan)?;
     }
     Ok(())
@@ -303,6 +325,7 @@ fn run(host: &Host<'_>, paths: &Paths, plan: &Plan, steps: &[Step]) -> Result<()
 fn undo(host: &Host<'_>, paths: &Paths, plan: &Plan, steps: &[Step]) -> Result<()> {
     for step in steps.iter().rev() {
         tracing::debug!(%step, "undo");
+        fault::point(format_args!("undo: {step:?}"))?;
         step.undo(host, paths, plan)?;
     }
     Ok(())

@@ -10,6 +10,7 @@ pub mod registry;
 pub mod tokens;
 pub mod tree;
 pub mod user;
+pub mod whole;
 pub mod wire;
 
 use std::io::{Read as _, Write as _};

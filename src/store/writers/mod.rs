@@ -26,8 +26,7 @@ use ostree::Repo;
 use rustix::fs::FlockOperation;
 
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fail;
-use crate::safefs;
+use crate::{fail, fault, safefs};
 
 pub use form::{FileMeta, OSTREE_META, reset_times, set_xattrs};
 pub use lane::Lane;
@@ -111,6 +110,7 @@ impl Writers {
         let mut parts = names(&self.shared.staging).context(failed)?;
         parts.retain(|name| !name.starts_with(UNNAMED));
         for part in parts {
+            fault::point("place some objects")?;
             self.shared.place(&part).context(failed)?;
         }
         Ok(())

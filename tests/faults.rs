@@ -1,0 +1,334 @@
+//! Every verb is killed, and made to fail, at every point where it writes something that lasts: the container is
+//! wholly old or wholly new afterwards, and the verb then works.
+//!
+//! Here the first and the last time that each kind of point is reached; `make torture` tries all of them.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::Output;
+
+use serde_json::{Value, json};
+use support::images::{Image, Layer};
+use support::whole::{C, HOST_FILE, assert_whole};
+use support::{Host, Registry, Said as _, free_port, images};
+
+/// What is done at a point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    Kill,
+    Fail,
+}
+
+impl Fault {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+const VERBS: [&str; 8] = [
+    "pull",
+    "install",
+    "update",
+    "return",
+    "rollback",
+    "repair",
+    "uninstall",
+    "prune",
+];
+
+/// What the journal has where a recovery completed a change, undid one, and where a version was given up.
+const COMPLETED: &str = "45fa0026a95c4b2b9b3ae3de6e8f11d6";
+const UNDONE: &str = "45554ddb54054ed4be29882a81991852";
+const RETURNED: &str = "665dd7d3867c4b4588c6a78f8984c213";
+
+/// A host with the container `web`, and images for it.
+struct Scene {
+    registry: Registry,
+    host: Host,
+    port: u16,
+    version: u32,
+    name: String,
+}
+
+/// What one verb went through.
+#[derive(Default)]
+struct Row {
+    points: usize,
+    tried: u32,
+    not_reached: u32,
+    /// Faults that the verb lived with: what failed is tidied up later.
+    borne: u32,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let registry = Registry::start();
+        let name = registry.name("web");
+        let host = Host::boot();
+        let units = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/system");
+        for unit in [
+            "atomic-rs-recover.service",
+            "atomic-rs-recover-finish.service",
+        ] {
+            let text = std::fs::read_to_string(format!("{units}/{unit}")).unwrap();
+            let text = text.replace("@BINDIR@", "/usr/local/bin");
+            std::fs::write(host.path(&format!("/etc/systemd/system/{unit}")), text).unwrap();
+        }
+        host.ok("systemctl daemon-reload");
+        Self {
+            registry,
+            host,
+            port: free_port(),
+            version: 0,
+            name,
+        }
+    }
+
+    /// A new version in the registry, with a file for the host.
+    fn push(&mut self, is_good: bool) {
+        self.version += 1;
+        let text = format!("version-{}", self.version);
+        let image: Image = images::plain(self.port, &text).layer(Layer::new().file(
+            &format!("exports/hostfs{HOST_FILE}"),
+            0o644,
+            &text,
+        ));
+        let image = if is_good {
+            image
+        } else {
+            image.set("Cmd", json!(["sleep 0.2; exit 1"]))
+        };
+        image.push(&self.registry, "web");
+    }
+
+    fn is_installed(&self) -> bool {
+        self.host.run(&format!("readlink {C}/web")).code() == 0
+    }
+
+    fn install(&mut self) {
+        if !self.is_installed() {
+            self.push(true);
+            let name = &self.name;
+            self.host
+                .atomic_ok(&format!("install --system-package no --name web {name}"));
+        }
+        self.host.ok("systemctl start web");
+    }
+
+    /// Have everything be as `verb` finds it, and its words.
+    fn prepare(&mut self, verb: &str) -> String {
+        let name = self.name.clone();
+        match verb {
+            "pull" => {
+                self.push(true);
+                format!("pull {name}")
+            }
+            "install" => {
+                if self.is_installed() {
+                    self.host.atomic_ok("uninstall web");
+                }
+                self.push(true);
+                self.host.atomic_ok(&format!("pull {name}"));
+                format!("install --system-package no --name web {name}")
+            }
+            "update" | "return" => {
+                self.install();
+                self.push(verb == "update");
+                "update web".into()
+            }
+            "rollback" => {
+                self.install();
+                let has_other = self.host.exists(&format!("{C}/web.0"))
+                    && self.host.exists(&format!("{C}/web.1"));
+                if !has_other {
+                    self.push(true);
+                    self.host.atomic_ok("update web");
+                }
+                "rollback web".into()
+            }
+            "repair" => {
+                self.install();
+                "repair web".into()
+            }
+            "uninstall" => {
+                self.install();
+                "uninstall web".into()
+            }
+            "prune" => {
+                self.push(true);
+                self.host.atomic_ok(&format!("pull {name}"));
+                self.host.atomic_ok(&format!("-y images delete -f {name}"));
+                "images prune".into()
+            }
+            _ => unreachable!(),
+        }
+    }
+
+    /// How often an event is in the journal.
+    fn noted(&self, id: &str) -> usize {
+        let said = self
+            .host
+            .sh(&format!("journalctl --quiet --output=json MESSAGE_ID={id}"));
+        said.out().lines().count()
+    }
+
+    fn run(&self, words: &str, env: &str) -> Output {
+        self.host.sh(&format!("env {env} atomic-rs {words}"))
+    }
+
+    /// The names of all points that a verb comes to, in their order.
+    fn points(&mut self, verb: &str) -> Vec<String> {
+        let words = self.prepare(verb);
+        self.host.ok("rm -f /root/points");
+        let output = self.run(&words, "ATOMIC_RS_FAULT_LOG=/root/points");
+        assert_eq!(
+            output.code(),
+            i32::from(verb == "return"),
+            "{words}: {}",
+            output.err()
+        );
+        let text = self.host.read("/root/points");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn attempt(&mut self, verb: &str, fault: Fault, number: usize, name: &str, row: &mut Row) {
+        let words = self.prepare(verb);
+        let output = self.run(
+            &words,
+            &format!("ATOMIC_RS_FAULT={}@{number}", fault.word()),
+        );
+        let at = format!("{words} ({verb}), {fault:?} at point {number}, \"{name}\"");
+        let expected = i32::from(verb == "return");
+        match (fault, output.code()) {
+            // By a signal.
+            (Fault::Kill, -1 | 137) => row.tried += 1,
+            // There were fewer points this time.
+            (Fault::Kill, code) if code == expected => row.not_reached += 1,
+            (Fault::Fail, code) if code == expected => {
+                row.tried += 1;
+                row.borne += 1;
+            }
+            (Fault::Fail, 1) => {
+                row.tried += 1;
+                assert!(
+                    output.err().contains("a fault was asked for"),
+                    "{at}: {}",
+                    output.err()
+                );
+            }
+            (_, code) => panic!("{at}: {code}: {}", output.err()),
+        }
+        assert!(!output.err().contains("panicked"), "{at}: {}", output.err());
+        // Some as after a power cut: files first, before D-Bus is there; and some as the units at boot do it.
+        match number % 3 {
+            0 => {
+                for unit in ["atomic-rs-recover", "atomic-rs-recover-finish"] {
+                    let started = self.host.run(&format!("systemctl start {unit}"));
+                    let journal = format!("journalctl -u {unit} -n 20 --no-pager -o cat");
+                    assert_eq!(started.code(), 0, "{at}: {}", self.host.run(&journal).out());
+                }
+            }
+            1 => {
+                let early = self.host.atomic("recover --offline");
+                assert_eq!(early.code(), 0, "{at}: {}", early.err());
+            }
+            _ => {}
+        }
+        let recovered = self.host.atomic("recover");
+        assert_eq!(recovered.code(), 0, "{at}: {}", recovered.err());
+        assert_eq!(self.host.atomic("recover").out(), "", "{at}");
+        assert_whole(&self.host, self.port, &at);
+        let listed = self.host.atomic_ok("containers list --json");
+        let listed: Value = serde_json::from_str(&listed).unwrap();
+        assert_eq!(
+            listed.as_array().is_some_and(|all| all
+                .iter()
+                .any(|one| one["container"] == "web" || one["id"] == "web")),
+            self.is_installed(),
+            "{at}: {listed}"
+        );
+        // The same verb works now, if there is anything left to do.
+        let again = match verb {
+            "install" if self.is_installed() => return,
+            "uninstall" if !self.is_installed() => return,
+            "return" => return,
+            _ => self.host.atomic(&words),
+        };
+        assert_eq!(again.code(), 0, "{at}, again: {}", again.err());
+    }
+}
+
+/// The numbers of the points to try: all, or the first and the last one of each name.
+fn chosen(points: &[String], all: bool) -> Vec<usize> {
+    if all {
+        return (1..=points.len()).collect();
+    }
+    let mut by_name: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for (index, name) in points.iter().enumerate() {
+        let found = by_name.entry(name).or_insert((index + 1, index + 1));
+        found.1 = index + 1;
+    }
+    let mut numbers: Vec<usize> = by_name
+        .values()
+        .flat_map(|(first, last)| [*first, *last])
+        .collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+fn try_all(fault: Fault) {
+    let all = std::env::var_os("ATOMIC_RS_TORTURE").is_some();
+    let mut scene = Scene::new();
+    let repo = format!("{C}/.storage/ostree");
+    let mut table =
+        String::from("verb       points  tried  not reached  completed  undone  borne\n");
+    for verb in VERBS {
+        let points = scene.points(verb);
+        let before = (scene.noted(COMPLETED), scene.noted(UNDONE));
+        let mut row = Row {
+            points: points.len(),
+            ..Row::default()
+        };
+        for number in chosen(&points, all) {
+            let name = &points[number - 1];
+            scene.attempt(verb, fault, number, name, &mut row);
+        }
+        scene.host.ok(&format!("ostree fsck --quiet --repo={repo}"));
+        table += &format!(
+            "{verb:10} {:6} {:6} {:12} {:10} {:7} {:6}\n",
+            row.points,
+            row.tried,
+            row.not_reached,
+            scene.noted(COMPLETED) - before.0,
+            scene.noted(UNDONE) - before.1,
+            row.borne
+        );
+    }
+    assert!(scene.noted(COMPLETED) > 0 && scene.noted(UNDONE) > 0 && scene.noted(RETURNED) > 0);
+    println!("{fault:?}: inconsistent states: 0\n{table}");
+    if scene.is_installed() {
+        scene.host.atomic_ok("uninstall web");
+    }
+    scene.host.atomic_ok("-y images delete --all");
+    scene.host.atomic_ok("images prune");
+    scene.host.ok(&format!("ostree fsck --quiet --repo={repo}"));
+    let left = scene.host.sh(&format!(
+        "find {repo}/objects -type f | wc -l; ls {repo}/tmp"
+    ));
+    println!("objects and leftovers in the end: {}", left.out());
+}
+
+#[test]
+fn a_kill_at_any_point_leaves_every_container_wholly_old_or_wholly_new() {
+    try_all(Fault::Kill);
+}
+
+#[test]
+fn a_failure_at_any_point_is_one_error_and_changes_nothing_or_everything() {
+    try_all(Fault::Fail);
+}
