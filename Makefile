@@ -11,7 +11,7 @@ PACKAGES = build-essential pkg-config libostree-dev libselinux1-dev libclang-dev
 	docker-registry docker.io podman proot libfakechroot xz-utils bzip2 adduser apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
 	busybox-static attr umoci erofs-utils zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg openssl git git-annex jq procps python3 time xfsprogs e2fsprogs qemu-utils util-linux
 
-.PHONY: all deps demo test bench install man clean
+.PHONY: all deps demo test torture deny bench install man clean
 
 all: deps
 	$(CARGO) build --release
@@ -39,6 +39,14 @@ test: deps
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline --log-level error check bans licenses sources; fi
 	$(CARGO) test --no-fail-fast
+
+# Every fault point of every verb, a thousand kills at random moments: hours. ATOMIC_RS_SEED repeats a run.
+torture: deps
+	ATOMIC_RS_TORTURE=1 $(CARGO) test --no-fail-fast --test faults --test crash --test hostile -- --nocapture
+
+# What make test leaves out because it needs the list of advisories from the network.
+deny:
+	$(CARGO) deny check
 
 bench: deps
 	$(CARGO) build --quiet --release

@@ -467,7 +467,7 @@ fn archives_of_all_kinds_are_one_layer() {
 /// Everything below a directory but what is made there on purpose, and some of the host.
 fn watched(place: &Place) -> String {
     // Tools of the developer's have their own places in /root.
-    let script = r#"find "$1/victim" /etc/shadow /etc/passwd /root -xdev \( -path '/root/.[clr]*' -prune -o -printf '%p %y %m %s %i %T@\n' \) 2>/dev/null | sort"#;
+    let script = r#"find "$1/victim" /etc/shadow /etc/passwd /root -xdev \( -path '/root/.[!sb]*' -prune -o -printf '%p %y %m %s %i %T@\n' \) 2>/dev/null | sort"#;
     must(
         Command::new("sh")
             .args(["-c", script, "sh"])

@@ -11,6 +11,8 @@ use support::whole::{C, assert_whole};
 use support::{Host, Registry, Said as _, free_port};
 
 const KILLS: u32 = 50;
+/// The same in `make torture`.
+const MANY_KILLS: u32 = 1000;
 
 /// A small generator with a printed seed, so that a failure can be repeated.
 struct Random(u64);
@@ -100,7 +102,7 @@ impl Trial<'_> {
 }
 
 #[test]
-fn fifty_kills_leave_every_container_wholly_old_or_wholly_new() {
+fn kills_at_random_moments_leave_every_container_wholly_old_or_wholly_new() {
     let seed = std::env::var("ATOMIC_RS_SEED")
         .ok()
         .and_then(|s| s.parse().ok())
@@ -129,7 +131,9 @@ fn fifty_kills_leave_every_container_wholly_old_or_wholly_new() {
     let repo = format!("{C}/.storage/ostree");
     let verbs = ["install", "update", "rollback", "update", "uninstall"];
     let mut verb = 0;
-    while trial.killed < KILLS {
+    let torture = std::env::var_os("ATOMIC_RS_TORTURE").is_some();
+    let kills = if torture { MANY_KILLS } else { KILLS };
+    while trial.killed < kills {
         let installed = host.run(&format!("readlink {C}/web")).code() == 0;
         let has_other = host.exists(&format!("{C}/web.0")) && host.exists(&format!("{C}/web.1"));
         let words = match verbs[verb % verbs.len()] {

@@ -18,7 +18,7 @@ pub struct Watch<'a> {
     pub unit: &'a str,
     /// When its start was asked for.
     pub begun: Instant,
-    /// How long it must stay, counted from then.
+    /// How long it must stay, counted from when it had started: one that is slow to start is watched no less.
     pub length: Duration,
     /// How many failures of the health command in a row are too many, once it succeeded.
     pub retries: u32,
@@ -38,7 +38,7 @@ impl Watch<'_> {
         mut health: Option<&mut dyn FnMut(Duration) -> Result<()>>,
         mut serving: impl FnMut(),
     ) -> Result<()> {
-        let deadline = self.begun + self.length;
+        let deadline = Instant::now() + self.length;
         let mut healthy = health.is_none();
         let mut failures = 0;
         let mut last_words = String::new();

@@ -26,6 +26,8 @@ pub enum Compression {
 pub struct Layer {
     builder: tar::Builder<Vec<u8>>,
     compression: Compression,
+    /// Bytes in place of an archive, and in place of the compressed ones.
+    instead: Option<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Default for Layer {
@@ -39,6 +41,15 @@ impl Layer {
         Self {
             builder: tar::Builder::new(Vec::new()),
             compression: Compression::Gzip,
+            instead: None,
+        }
+    }
+
+    /// These bytes, whatever they are; `packed`: what their compressed form is said to be.
+    pub fn of(plain: Vec<u8>, packed: Option<Vec<u8>>) -> Self {
+        Self {
+            instead: Some((plain, packed)),
+            ..Self::new()
         }
     }
 
@@ -165,7 +176,10 @@ impl Layer {
     }
 
     fn finish(self) -> (Vec<u8>, Vec<u8>, &'static str) {
-        let plain = self.builder.into_inner().unwrap();
+        let (plain, forged) = match self.instead {
+            Some(instead) => instead,
+            None => (self.builder.into_inner().unwrap(), None),
+        };
         let (packed, media) = match self.compression {
             Compression::None => (plain.clone(), "application/vnd.oci.image.layer.v1.tar"),
             Compression::Gzip => {
@@ -182,7 +196,7 @@ impl Layer {
                 "application/vnd.oci.image.layer.v1.tar+zstd",
             ),
         };
-        (plain, packed, media)
+        (plain, forged.unwrap_or(packed), media)
     }
 }
 

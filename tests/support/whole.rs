@@ -61,7 +61,8 @@ pub fn assert_whole(host: &Host, port: u16, at: &str) {
         host.run("journalctl -u web -n 20 --no-pager").out()
     );
     let version = host.read(&format!("{deployment}/rootfs/srv/index.html"));
-    wait_for_answer(port, version.trim());
+    let answered = std::panic::catch_unwind(|| wait_for_answer(port, version.trim()));
+    assert!(answered.is_ok(), "{at}: {deployment} does not answer");
     let brings = format!("{deployment}/rootfs/exports/hostfs{HOST_FILE}");
     assert_eq!(host.exists(HOST_FILE), host.exists(&brings), "{at}");
     if host.exists(&brings) {
