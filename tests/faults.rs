@@ -114,6 +114,8 @@ impl Scene {
         if !self.is_installed() {
             self.push(true);
             let name = &self.name;
+            // What is stored under this name may be the bad version.
+            self.host.atomic_ok(&format!("pull {name}"));
             self.host
                 .atomic_ok(&format!("install --system-package no --name web {name}"));
         }
