@@ -14,18 +14,20 @@ const BYTES: usize = 1024;
 /// `s_feature_compat` and in it the journal.
 const COMPATIBLE: usize = 0x5c;
 const HAS_JOURNAL: u8 = 4;
+/// In its second byte, a file of orphans, which there is only with a journal.
+const ORPHAN_FILE: u8 = 0x10;
 /// The second byte of `s_feature_ro_compat`, and in it sums of all metadata.
 const READ_ONLY_COMPATIBLE: usize = 0x65;
 const METADATA_CSUM: u8 = 4;
 /// `s_checksum`, of all before it.
 const CHECKSUM: usize = 0x3fc;
 
-/// Say whether there is a journal; `disk`: at least the first 2 KB of one.
+/// Say whether there is a journal; `disk`: at least the first 2 KB of one. What cannot be without keeps it.
 pub fn set_journal(disk: &mut [u8], has_journal: bool) {
     let block = &mut disk[OFFSET..OFFSET + BYTES];
     if has_journal {
         block[COMPATIBLE] |= HAS_JOURNAL;
-    } else {
+    } else if block[COMPATIBLE + 1] & ORPHAN_FILE == 0 {
         block[COMPATIBLE] &= !HAS_JOURNAL;
     }
     if block[READ_ONLY_COMPATIBLE] & METADATA_CSUM != 0 {
