@@ -274,15 +274,11 @@ fn chosen(points: &[String], fault: Fault, all: bool) -> Vec<usize> {
         return (1..=points.len()).collect();
     }
     let mut names = BTreeSet::new();
-    let mut first: Vec<usize> = (1..=points.len())
-        .filter(|number| names.insert(&points[number - 1]))
-        .collect();
-    let mut is_wanted = fault == Fault::Kill;
-    first.retain(|_| {
-        is_wanted = !is_wanted;
-        !is_wanted
-    });
+    let first = (1..=points.len()).filter(|number| names.insert(&points[number - 1]));
     first
+        .skip(usize::from(fault == Fault::Fail))
+        .step_by(2)
+        .collect()
 }
 
 fn try_all(fault: Fault) {

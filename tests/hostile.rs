@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -477,6 +477,18 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn blob(layout: &Path, digest: &str) -> PathBuf {
+    let hex = digest.trim_start_matches("sha256:");
+    layout.join("blobs/sha256").join(hex)
+}
+
+/// Write a blob of a layout: its digest and size.
+fn put(layout: &Path, bytes: &[u8]) -> (String, usize) {
+    let digest = sha256(bytes);
+    std::fs::write(blob(layout, &digest), bytes).unwrap();
+    (digest, bytes.len())
+}
+
 /// A good layout whose manifest or config is changed.
 fn layout(at: &Path, change: impl FnOnce(&mut Value, &mut Value)) {
     Image::new()
@@ -484,21 +496,8 @@ fn layout(at: &Path, change: impl FnOnce(&mut Value, &mut Value)) {
         .write(at);
     let read =
         |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let blob = |digest: &Value| {
-        at.join("blobs/sha256")
-            .join(digest.as_str().unwrap().trim_start_matches("sha256:"))
-    };
-    let put = |value: &Value| {
-        let bytes = serde_json::to_vec(value).unwrap();
-        let digest = sha256(&bytes);
-        std::fs::write(
-            at.join("blobs/sha256")
-                .join(digest.trim_start_matches("sha256:")),
-            &bytes,
-        )
-        .unwrap();
-        (digest, bytes.len())
-    };
+    let blob = |digest: &Value| blob(at, digest.as_str().unwrap());
+    let put = |value: &Value| put(at, &serde_json::to_vec(value).unwrap());
     let mut index = read(&at.join("index.json"));
     let mut manifest = read(&blob(&index["manifests"][0]["digest"]));
     let mut config = read(&blob(&manifest["config"]["digest"]));
@@ -685,7 +684,6 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
     let (mut cases, mut taken, mut slowest) = (0, 0, (Duration::ZERO, ""));
     let mut check = |what: &'static str, at: &Path| {
         cases += 1;
-        let image = format!("oci:{}:latest", at.display());
         let plain = format!("oci:{}", at.display());
         let root = place.path("root");
         for words in [
@@ -706,7 +704,6 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
                 difference(&after, &before)
             );
         }
-        let _ = image;
         if root.exists() {
             let found = must(
                 Command::new("find")
@@ -738,19 +735,11 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
         ("an index of 100 000", 100_000),
     ] {
         layout(&at, |_, _| {});
-        let index: Value =
+        let mut inner: Value =
             serde_json::from_slice(&std::fs::read(at.join("index.json")).unwrap()).unwrap();
-        let mut inner = index.clone();
         for _ in 0..20 {
-            let bytes = inner.to_string();
-            let digest = sha256(bytes.as_bytes());
-            std::fs::write(
-                at.join("blobs/sha256")
-                    .join(digest.trim_start_matches("sha256:")),
-                &bytes,
-            )
-            .unwrap();
-            let one = json!({"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": bytes.len()});
+            let (digest, size) = put(&at, inner.to_string().as_bytes());
+            let one = json!({"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": size});
             inner = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": vec![one; 3]});
         }
         inner["manifests"] = vec![inner["manifests"][0].clone(); width].into();

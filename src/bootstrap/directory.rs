@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::mounted;
 use crate::config::Config;
 use crate::error::{Context as _, Kind, Result};
-use crate::runtime::userns::Mapping;
+use crate::runtime::userns;
 use crate::{fail, safefs};
 
 /// What staged directories are like: nobody else enters them.
@@ -43,7 +43,7 @@ impl Staged {
                 && let Some(_held) = hold(entry.path())
             {
                 mounted::unmount_abandoned(entry.path())?;
-                remove(entry.path())?;
+                userns::remove_tree(entry.path())?;
             }
         }
         let failed = || format!("cannot create a directory in {parent}");
@@ -122,15 +122,6 @@ impl Staged {
     }
 }
 
-/// Also what is the caller's by way of a user namespace.
-fn remove(path: &Utf8Path) -> Result<()> {
-    let is_root = rustix::process::geteuid().is_root();
-    match safefs::remove_tree(path.as_std_path()) {
-        Err(_) if !is_root => Mapping::of_user().remove_tree(path),
-        removed => removed,
-    }
-}
-
 /// Where what is replaced goes, if it cannot be exchanged.
 fn aside(from: &Path) -> PathBuf {
     from.with_extension("replaced")
@@ -155,7 +146,7 @@ fn rename_with(from: &Path, to: &Path, how: RenameFlags) -> rustix::io::Result<(
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path) {
+        if let Err(error) = userns::remove_tree(&self.path) {
             tracing::warn!(%error, "left behind");
         }
     }

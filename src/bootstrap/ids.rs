@@ -208,6 +208,7 @@ mod tests {
             assert!(bad.parse::<Range>().is_err(), "{bad}");
         }
     }
+
     #[test]
     fn inside_of_a_namespace_only_ids_of_the_caller_are_given() {
         let range = |inside, outside, size| userns::Range {

@@ -217,8 +217,8 @@ pub fn make(
     progress: &mut dyn Progress,
 ) -> Result<Made> {
     let _held = config.interrupt.hold();
-    check(config, request)?;
     let owners = owners::of(request)?;
+    directory::check(config, &request.destination, request.force)?;
     if owners == Some(Owners::Namespace) {
         return namespace::make(config, source, request, progress);
     }

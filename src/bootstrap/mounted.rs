@@ -70,9 +70,8 @@ impl Mounted {
         })
     }
 
-    /// Do something while all of it is in the file, in good order. (A frozen one would be that as well, but nobody could
-    /// unmount it if we were killed.)
-    /// From then on it cannot be written to, until [`Self::go_on`].
+    /// Do something while all of it is in the file, in good order. From then on it cannot be written to, until
+    /// [`Self::go_on`]. (A frozen one would be in order as well, but nobody could unmount it if we were killed.)
     pub fn while_still<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
         self.remount(MountFlags::RDONLY)?;
         tracing::debug!("still");

@@ -5,7 +5,7 @@ use super::args::ChangeArgs;
 use crate::container;
 use crate::deployment::ContainerName;
 use crate::error::Result;
-use crate::transaction::{Applied, Host};
+use crate::transaction::Host;
 
 /// Bring changes that were interrupted to an end: completed if they were past the switch, undone
 /// otherwise
@@ -45,13 +45,7 @@ impl Recover {
         let mut told: Vec<String> = Vec::new();
         for (name, result) in container::recover_all(&host, only.as_ref())? {
             match result {
-                Ok((verb, applied)) => {
-                    let end = match applied {
-                        Applied::Forward => "completed",
-                        Applied::Back => "undone",
-                    };
-                    told.push(format!("the interrupted {verb} of {name} was {end}"));
-                }
+                Ok((verb, applied)) => told.push(applied.told(&verb, &name)),
                 Err(error) => {
                     call.out.note(format!("{name}: {error}"));
                     code = ExitCode::FAILURE;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::command::{Child, find_program};
 use crate::error::{Context as _, Kind, Result};
-use crate::fail;
+use crate::{fail, safefs};
 
 /// Whether the kernel lets ordinary users have user namespaces, as far as it says. Source: namespaces(7); the
 /// second one is Debian's own.
@@ -294,6 +294,16 @@ impl Mapping {
             return self.run_as_root("rm", &words, &[]);
         }
         Child::new("rm").args(words).run().map(|_| ())
+    }
+}
+
+/// Remove a directory with all below it, also what is the caller's by way of a user namespace; one that is not there is
+/// fine.
+pub fn remove_tree(path: &Utf8Path) -> Result<()> {
+    let is_root = rustix::process::geteuid().is_root();
+    match safefs::remove_tree(path.as_std_path()) {
+        Err(_) if !is_root => Mapping::of_user().remove_tree(path),
+        removed => removed,
     }
 }
 

@@ -26,6 +26,17 @@ pub enum Applied {
     Back,
 }
 
+impl Applied {
+    /// What became of an interrupted change, in words.
+    pub fn told(self, verb: &str, name: &ContainerName) -> String {
+        let end = match self {
+            Self::Forward => "completed",
+            Self::Back => "undone",
+        };
+        format!("the interrupted {verb} of {name} was {end}")
+    }
+}
+
 /// How long a version that was not good may take to stop before it is killed: what was running
 /// before waits for it.
 const GRACE: Duration = Duration::from_secs(3);
@@ -92,12 +103,11 @@ pub fn recover(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
     let recovered = recover_now(host, name);
     host.set_resuming(false);
     if let Ok(Some((verb, applied))) = &recovered {
-        let (event, end) = match applied {
-            Applied::Forward => (Event::Completed, "completed"),
-            Applied::Back => (Event::Undone, "undone"),
+        let event = match applied {
+            Applied::Forward => Event::Completed,
+            Applied::Back => Event::Undone,
         };
-        let message = format!("the interrupted {verb} of {name} was {end}");
-        journal::note(event, name.as_str(), verb, &message);
+        journal::note(event, name.as_str(), verb, &applied.told(verb, name));
     }
     recovered
 }

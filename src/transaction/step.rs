@@ -21,7 +21,7 @@ use crate::fail;
 use crate::hostfiles::Payload;
 use crate::hostfiles::package::{Format, FrontendLock, Manager as PackageManager, Relation};
 use crate::runtime::Health;
-use crate::runtime::userns::Mapping;
+use crate::runtime::userns::{self, Mapping};
 use crate::safefs;
 use crate::store::Store;
 use crate::systemd::{Manager, Watch, tmpfiles};
@@ -461,10 +461,7 @@ impl Step {
             Self::DropFile { target } => {
                 passed_over(spot(target).and_then(|spot| spot.drop_aside()))
             }
-            Self::RemoveTree { path } => match safefs::remove_tree(path.as_std_path()) {
-                Err(_) if !host.config().is_system => Mapping::of_user().remove_tree(path),
-                removed => removed,
-            },
+            Self::RemoveTree { path } => userns::remove_tree(path),
             Self::RemoveEmptyDir { path } => {
                 // Not empty means that it is still somebody's.
                 passed_over(spot(path).map(|spot| spot.remove_empty()))
