@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 use support::images::{Compression, Image, Layer};
 use support::place::Place;
-use support::tree::{difference, listing};
+use support::tree::{difference, listing, watched};
 use support::{Host, Registry, Said as _, User, must, program};
 use tar::EntryType;
 
@@ -464,17 +464,6 @@ fn archives_of_all_kinds_are_one_layer() {
     place.ok("./a.tar ./empty");
 }
 
-/// Everything below a directory but what is made there on purpose, and some of the host.
-fn watched(place: &Place) -> String {
-    // Tools of the developer's have their own places in /root.
-    let script = r#"find "$1/victim" /etc/shadow /etc/passwd /root -xdev \( -path '/root/.[!sb]*' -prune -o -printf '%p %y %m %s %i %T@\n' \) 2>/dev/null | sort"#;
-    must(
-        Command::new("sh")
-            .args(["-c", script, "sh"])
-            .arg(place.directory()),
-    )
-}
-
 #[test]
 fn hostile_layers_reach_nothing_outside() {
     let place = Place::new("bootstrap");
@@ -596,7 +585,7 @@ fn hostile_layers_reach_nothing_outside() {
             plain(Layer::new().file("f", 0o644, "").file("f/below", 0o644, "")),
         ),
     ];
-    let before = watched(&place);
+    let before = watched(&victim);
     for (number, (what, layers)) in cases.into_iter().enumerate() {
         let layout = place.path(&format!("layout-{number}"));
         layers
@@ -617,7 +606,7 @@ fn hostile_layers_reach_nothing_outside() {
                 output.err()
             );
         }
-        let after = watched(&place);
+        let after = watched(&victim);
         assert!(after == before, "{what}: {}", difference(&after, &before));
         let inside = place.path(&format!("root-{number}-d"));
         if inside.exists() {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::images::{Compression, Image, Layer, sha256};
 use support::place::Place;
-use support::tree::difference;
+use support::tree::{difference, watched};
 use support::{Said as _, must, program};
 use tar::EntryType;
 
@@ -663,15 +663,6 @@ fn run(place: &Place, what: &str, words: &[&str]) -> (Duration, bool) {
     (took, output.code() == 0)
 }
 
-fn watched(place: &Place) -> String {
-    let script = r#"find "$1/victim" /etc/shadow /etc/passwd /etc/group /root -xdev \( -path '/root/.[!sb]*' -prune -o -printf '%p %y %m %U %s %i %n %T@\n' \) 2>/dev/null | sort"#;
-    must(
-        Command::new("sh")
-            .args(["-c", script, "sh"])
-            .arg(place.directory()),
-    )
-}
-
 #[test]
 fn hostile_images_are_refused_or_harmless_within_limits() {
     let place = Place::new("hostile");
@@ -680,7 +671,7 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
     std::fs::write(victim.join("f"), "of the host").unwrap();
     std::fs::write(place.path("config.toml"), "max_layer_bytes = 200000000\n").unwrap();
     let outside = victim.display().to_string();
-    let before = watched(&place);
+    let before = watched(&victim);
     let (mut cases, mut taken, mut slowest) = (0, 0, (Duration::ZERO, ""));
     let mut check = |what: &'static str, at: &Path| {
         cases += 1;
@@ -697,7 +688,7 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
                 slowest = (took, what);
             }
             taken += u32::from(is_taken && words[0] == "pull");
-            let after = watched(&place);
+            let after = watched(&victim);
             assert!(
                 after == before,
                 "{what}: {words:?}: {}",

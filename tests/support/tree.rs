@@ -27,6 +27,24 @@ pub fn listing(tree: &Path) -> String {
     output.out()
 }
 
+/// What an escape would change: `victim`, the host's users, and root's home but for what tools of the developer's write
+/// to while tests run.
+pub fn watched(victim: &Path) -> String {
+    let script = r#"
+        find "$1" /etc/shadow /etc/passwd /etc/group /root -xdev \
+            \( -path /root/.cargo -o -path /root/.rustup -o -path /root/.pyenv -o -path /root/.npm -o -path /root/.cache \
+                -o -path /root/.config -o -path /root/.rpmdb \) -prune -o \
+            -printf '%p %y %m %U %s %i %n %T@\n' 2>/dev/null | LC_ALL=C sort
+    "#;
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, "sh"])
+        .arg(victim)
+        .output()
+        .unwrap()
+        .out()
+}
+
 /// The lines that only one of two has.
 pub fn difference(one: &str, other: &str) -> String {
     let only = |a: &str, b: &str, sign: char| {
