@@ -185,6 +185,11 @@ impl Mounted {
                 .args([image, &raw]),
         );
         must(Command::new("e2fsck").arg("-fn").arg(&raw));
+        // Who mounts it has nothing to recover.
+        let said = must(Command::new("dumpe2fs").arg("-h").arg(&raw));
+        let is_clean =
+            |line: &str| line.starts_with("Filesystem state:") && line.ends_with(" clean");
+        assert!(said.lines().any(is_clean), "{said}");
         std::fs::create_dir_all(&path).unwrap();
         must(
             Command::new("mount")

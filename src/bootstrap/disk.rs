@@ -157,7 +157,9 @@ struct Way<'w> {
 
 impl Way<'_> {
     fn steps(&self) -> usize {
-        self.layers.count() + usize::from(self.request.root_password.is_some())
+        let steps = self.layers.count() + usize::from(self.request.root_password.is_some());
+        // Of nothing, too, there is an image.
+        steps.max(1)
     }
 
     /// How the image that is cut after a step names the one below it, if one is cut.
@@ -175,8 +177,18 @@ impl Way<'_> {
         progress: &mut dyn Progress,
     ) -> Result<u64> {
         let mounted = Mounted::new(raw, directory)?;
+        let sealed = cuts.raw.try_clone().context(|| raw.to_string())?;
         let mut left_out = 0;
         let mut inodes = Inodes::default();
+        let mut cut = |number| -> Result<()> {
+            let Some(backing) = self.cut_after(number) else {
+                return Ok(());
+            };
+            let unchanged = extents::look(&cuts.raw, &mut inodes);
+            let unchanged = unchanged.context(|| format!("cannot read {raw}"))?;
+            cuts.cut(backing, unchanged.as_ref())
+        };
+        let last = self.steps().saturating_sub(1);
         for number in 0..self.steps() {
             if number < self.layers.count() {
                 let is_new = number == 0;
@@ -192,18 +204,26 @@ impl Way<'_> {
             } else {
                 set_password(self.request, mounted.path())?;
             }
-            if let Some(backing) = self.cut_after(number) {
-                mounted.while_still(|| {
-                    let unchanged = extents::look(&cuts.raw, &mut inodes);
-                    let unchanged = unchanged.context(|| format!("cannot read {raw}"))?;
-                    cuts.cut(backing, unchanged.as_ref())
-                })?;
-                if number + 1 < self.steps() {
-                    mounted.go_on()?;
-                }
+            if number == last || self.cut_after(number).is_none() {
+                continue;
+            }
+            mounted.sync()?;
+            if superblock::seal(&sealed).context(|| format!("cannot write {raw}"))? {
+                cut(number)?;
+            } else {
+                mounted.be_still()?;
+                cut(number)?;
+                mounted.go_on()?;
             }
         }
-        mounted.end()?;
+        mounted.be_still()?;
+        // Nobody needs it mounted to cut the last one.
+        std::thread::scope(|scope| {
+            let ended = scope.spawn(|| mounted.end());
+            let cut = cut(last);
+            let died = |_| Error::new(Kind::Failed, "the thread that unmounts died");
+            ended.join().map_err(died).flatten().and(cut)
+        })?;
         Ok(left_out)
     }
 

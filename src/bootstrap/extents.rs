@@ -9,10 +9,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use super::superblock;
+use super::superblock::{Groups, u16_at, u32_at};
 
-const INCOMPAT_META_BG: u32 = 0x10;
-const INCOMPAT_64BIT: u32 = 0x80;
 const INODE_EXTENTS: u32 = 0x8_0000;
 const KIND: u16 = 0xf000;
 const REGULAR: u16 = 0x8000;
@@ -58,50 +56,28 @@ impl Unchanged {
 /// Look at a file system that nobody writes to: what has not changed since `inodes` was made by the last look, which is
 /// made anew. Nothing where that cannot be told.
 pub fn look(raw: &File, inodes: &mut Inodes) -> io::Result<Option<Unchanged>> {
-    let mut block = [0; 1024];
-    raw.read_exact_at(&mut block, superblock::OFFSET as u64)?;
-    let incompatible = u32_at(&block, 0x60);
-    if incompatible & INCOMPAT_META_BG != 0 {
+    let Some(groups) = Groups::read(raw)? else {
         return Ok(None);
-    }
-    let size = 1024_u64 << u32_at(&block, 0x18).min(6);
-    let blocks = u64::from(u32_at(&block, 0x4));
-    let per_group = u64::from(u32_at(&block, 0x28)).max(1);
-    let groups = u64::from(u32_at(&block, 0)).div_ceil(per_group);
-    let inode_bytes = u64::from(u16_at(&block, 0x58)).max(128);
-    let is_64bit = incompatible & INCOMPAT_64BIT != 0;
-    let descriptor = if is_64bit {
-        usize::from(u16_at(&block, 0xfe)).max(64)
-    } else {
-        32
     };
-    let mut table = vec![0; descriptor * usize::try_from(groups).unwrap_or(0)];
-    raw.read_exact_at(&mut table, (u64::from(u32_at(&block, 0x14)) + 1) * size)?;
+    let size = groups.block;
     let mut unchanged = Unchanged {
-        bits: vec![0; usize::try_from(blocks.div_ceil(64)).unwrap_or(0)],
+        bits: vec![0; usize::try_from(groups.blocks.div_ceil(64)).unwrap_or(0)],
         block: size,
     };
     let mut now = HashMap::new();
-    for (group, descriptor) in table.chunks_exact(descriptor).enumerate() {
-        let (mut at, mut unused) = (
-            u64::from(u32_at(descriptor, 0x8)),
-            u64::from(u16_at(descriptor, 0x1c)),
-        );
-        if is_64bit {
-            at |= u64::from(u32_at(descriptor, 0x28)) << 32;
-            unused |= u64::from(u16_at(descriptor, 0x32)) << 16;
-        }
+    for (index, group) in groups.iter().enumerate() {
+        let first = index as u64 * groups.inodes;
         // Where this is not kept, it is zero, and the unused ones are zeros.
-        let used = per_group.saturating_sub(unused);
-        let mut bytes = vec![0; usize::try_from(used * inode_bytes).unwrap_or(0)];
-        raw.read_exact_at(&mut bytes, at * size)?;
-        let inode_bytes = usize::try_from(inode_bytes).unwrap_or(usize::MAX);
+        let used = groups.inodes.saturating_sub(group.unused_inodes);
+        let mut bytes = vec![0; usize::try_from(used * groups.inode).unwrap_or(0)];
+        raw.read_exact_at(&mut bytes, group.inode_table * size)?;
+        let inode_bytes = usize::try_from(groups.inode).unwrap_or(usize::MAX);
         for (index, inode) in bytes.chunks_exact(inode_bytes).enumerate() {
             let is_file = u16_at(inode, 0) & KIND == REGULAR && u16_at(inode, 0x1a) != 0;
             if !is_file || u32_at(inode, 0x20) & INODE_EXTENTS == 0 {
                 continue;
             }
-            let number = group as u64 * per_group + index as u64;
+            let number = first + index as u64;
             let sum = *blake3::hash(inode).as_bytes();
             if inodes.0.get(&number) == Some(&sum) {
                 add_tree(raw, &inode[0x28..0x64], size, MAX_DEPTH, &mut unchanged)?;
@@ -143,12 +119,4 @@ fn add_tree(
         }
     }
     Ok(())
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
 }

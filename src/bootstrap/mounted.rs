@@ -10,6 +10,7 @@ use super::NEW;
 use super::directory::is_mount_point;
 use crate::command::Child;
 use crate::error::{Context as _, Result};
+use crate::safefs;
 
 /// Where it is, in the directory that things are made in.
 const MOUNT: &str = ".mount";
@@ -54,7 +55,7 @@ impl Mounted {
 
     /// Do something while what is there already goes to the file, which then takes no time of its own.
     pub fn while_written<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
-        let directory = crate::safefs::open_dir(self.path.as_std_path());
+        let directory = safefs::open_dir(self.path.as_std_path());
         let directory = directory.context(|| format!("cannot open {}", self.path))?;
         let (done, is_done) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -70,12 +71,15 @@ impl Mounted {
         })
     }
 
-    /// Do something while all of it is in the file, in good order. From then on it cannot be written to, until
-    /// [`Self::go_on`]. (A frozen one would be in order as well, but nobody could unmount it if we were killed.)
-    pub fn while_still<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.remount(MountFlags::RDONLY)?;
-        tracing::debug!("still");
-        what()
+    /// Have all of it in the file, but for what is in its superblock.
+    pub fn sync(&self) -> Result<()> {
+        safefs::sync_file_system(self.path.as_std_path())
+    }
+
+    /// Have all of it in the file, in good order. From then on it cannot be written to, until [`Self::go_on`]. (A frozen
+    /// one would be in order as well, but nobody could unmount it if we were killed.)
+    pub fn be_still(&self) -> Result<()> {
+        self.remount(MountFlags::RDONLY)
     }
 
     /// Let it be written to again.

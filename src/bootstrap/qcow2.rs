@@ -3,14 +3,18 @@
 //! Source: QEMU's `docs/interop/qcow2.txt`.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::fs::File;
-use std::io;
+use std::hash::BuildHasher as _;
+use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::{Compress, Compression, FlushCompress, Status};
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 use rustix::io::Errno;
+use twox_hash::XxHash3_128;
 
 use super::extents::Unchanged;
 use crate::error::{Context as _, Result};
@@ -19,6 +23,8 @@ use crate::error::{Context as _, Result};
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
 const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
+/// What a disk wants to have its data at multiples of, at the most.
+const PAGE: usize = 4096;
 /// Clusters that a thread reads at once.
 const PART: usize = 16;
 /// Entries of a table of one cluster.
@@ -47,7 +53,29 @@ const BACKING_FORMAT: u32 = 0xe279_2aca;
 const REFCOUNT_ORDER: u32 = 4;
 
 /// What is known of a cluster: enough to see whether it has changed.
-type Sum = [u8; 16];
+type Sum = u128;
+
+/// Some clusters in memory, where a disk can take them from as they are.
+struct Clusters {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Clusters {
+    fn new(count: usize) -> Self {
+        let bytes = vec![0; count * CLUSTER_BYTES + PAGE];
+        let start = bytes.as_ptr().align_offset(PAGE).min(PAGE);
+        Self { bytes, start }
+    }
+
+    fn each(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes[self.start..].chunks_exact(CLUSTER_BYTES)
+    }
+
+    fn each_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes[self.start..].chunks_exact_mut(CLUSTER_BYTES)
+    }
+}
 
 /// A cluster as it is found.
 enum Found {
@@ -68,6 +96,8 @@ pub struct Disk {
     is_packed: bool,
     /// What is changed in the first cluster when it is read.
     mend: fn(&mut [u8]),
+    /// Nobody knows it who could have made clusters with the same sum.
+    seed: u64,
     /// What clusters were like at the last cut; others were zeros.
     known: BTreeMap<u64, Sum>,
 }
@@ -80,6 +110,7 @@ impl Disk {
             size,
             is_packed,
             mend,
+            seed: RandomState::new().hash_one(size),
             known: BTreeMap::new(),
         }
     }
@@ -139,11 +170,11 @@ impl Disk {
         std::thread::scope(|scope| {
             let mut queues = Vec::new();
             // What is read is returned when it is written.
-            let (used, free) = std::sync::mpsc::channel::<Vec<u8>>();
+            let (used, free) = std::sync::mpsc::channel::<Clusters>();
             let free = Arc::new(Mutex::new(free));
             // Each thread has two at the most: one that waits to be written, one that it reads.
             for _ in 0..2 * threads {
-                let _ = used.send(vec![0; PART * CLUSTER_BYTES]);
+                let _ = used.send(Clusters::new(PART));
             }
             for thread in 0..threads {
                 let (done, queue) = std::sync::mpsc::sync_channel(1);
@@ -165,22 +196,24 @@ impl Disk {
             let mut now = BTreeMap::new();
             for (index, part) in parts.iter().enumerate() {
                 let (found, buffer) = queues[index % threads].recv().map_err(|_| died())??;
-                let clusters = buffer.chunks(CLUSTER_BYTES);
-                for ((number, found), cluster) in part.iter().zip(found).zip(clusters) {
+                let mut changed = Vec::new();
+                for ((number, found), cluster) in part.iter().zip(found).zip(buffer.each()) {
                     let sum = match found {
                         Found::Zeros => continue,
                         Found::Same(sum) => sum,
                         Found::Changed(sum) => {
-                            image.data(*number, cluster)?;
+                            changed.push((*number, cluster));
                             sum
                         }
                         Found::Packed(sum, packed) => {
+                            image.data(&std::mem::take(&mut changed))?;
                             image.packed(*number, &packed)?;
                             sum
                         }
                     };
                     now.insert(*number, sum);
                 }
+                image.data(&changed)?;
                 let _ = used.send(buffer);
             }
             Ok(now)
@@ -188,15 +221,13 @@ impl Disk {
     }
 
     /// Read clusters, and see whether they are what they were.
-    fn look_at(&self, numbers: &[u64], buffer: &mut [u8]) -> io::Result<Vec<Found>> {
-        let clusters = buffer.chunks_mut(CLUSTER_BYTES);
+    fn look_at(&self, numbers: &[u64], buffer: &mut Clusters) -> io::Result<Vec<Found>> {
         let one = |(number, cluster): (&u64, &mut [u8])| {
             self.read(*number, cluster)?;
             if is_zero(cluster) {
                 return Ok(Found::Zeros);
             }
-            let mut sum = Sum::default();
-            sum.copy_from_slice(&blake3::hash(cluster).as_bytes()[..size_of::<Sum>()]);
+            let sum = XxHash3_128::oneshot_with_seed(self.seed, cluster);
             if self.known.get(number) == Some(&sum) {
                 return Ok(Found::Same(sum));
             }
@@ -206,7 +237,7 @@ impl Disk {
                 None => Found::Changed(sum),
             })
         };
-        numbers.iter().zip(clusters).map(one).collect()
+        numbers.iter().zip(buffer.each_mut()).map(one).collect()
     }
 
     /// Read a cluster; the last one of the disk may be shorter.
@@ -257,6 +288,8 @@ fn next_data(file: &File, at: u64, size: u64) -> rustix::io::Result<Option<(u64,
 /// An image being written: the clusters as they come, the tables at the end.
 struct Image<'o> {
     out: &'o File,
+    /// The same, past the kernel's memory.
+    direct: Option<File>,
     size: u64,
     backing: Option<&'o str>,
     /// The next free cluster.
@@ -272,8 +305,13 @@ struct Image<'o> {
 impl<'o> Image<'o> {
     fn new(out: &'o File, size: u64, backing: Option<&'o str>) -> io::Result<Self> {
         out.set_len(0)?;
+        let path = format!("/proc/self/fd/{}", out.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        let direct = rustix::fs::open(path, flags, Mode::empty());
+        let direct = direct.ok().map(File::from);
         Ok(Self {
             out,
+            direct,
             size,
             backing,
             // The first one is the header's.
@@ -299,9 +337,45 @@ impl<'o> Image<'o> {
         Ok(offset)
     }
 
-    fn data(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
-        let offset = self.append(bytes)?;
-        *self.entry(number) = offset | ONCE;
+    /// Clusters as they are, by number, one behind the other.
+    fn data(&mut self, clusters: &[(u64, &[u8])]) -> io::Result<()> {
+        let mut offset = self.next * CLUSTER;
+        let slices: Vec<IoSlice<'_>> = clusters
+            .iter()
+            .map(|(_, cluster)| IoSlice::new(cluster))
+            .collect();
+        self.write(&slices, offset)?;
+        self.next += clusters.len() as u64;
+        for (number, _) in clusters {
+            *self.entry(*number) = offset | ONCE;
+            offset += CLUSTER;
+        }
+        Ok(())
+    }
+
+    /// Write clusters past the kernel's memory, which the disk itself fills already, where the file system can do that.
+    fn write(&mut self, mut slices: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        while let Some(first) = slices.first() {
+            let to = self.direct.as_ref().unwrap_or(self.out);
+            let written = match rustix::io::pwritev(to, slices, offset) {
+                Ok(written) => written as u64,
+                Err(Errno::INVAL) if self.direct.is_some() => {
+                    self.direct = None;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let whole = written / CLUSTER;
+            if whole == 0 {
+                self.out.write_all_at(first, offset)?;
+            }
+            let whole = whole.max(1);
+            offset += whole * CLUSTER;
+            slices = slices
+                .get(usize::try_from(whole).unwrap_or(usize::MAX)..)
+                .unwrap_or_default();
+        }
         Ok(())
     }
 

@@ -212,7 +212,7 @@ fn inflate_to(pieces: Pieces, input: &mut impl BufRead) -> Result<()> {
 
 fn read_archive(into: Into<'_>, input: impl Read) -> Result<Unpacked> {
     let max_bytes = into.max_bytes;
-    let mut stream = TarStream::new(Hashing::new(input.take(max_bytes.saturating_add(1))));
+    let mut stream = TarStream::recorded(Hashing::new(input.take(max_bytes.saturating_add(1))));
     let mut builder = Builder::new(into.staged, into.labels, into.lane, max_bytes);
     let read = builder.read(&mut stream);
     // A stream that was cut at the limit looks like one that was damaged.
@@ -227,7 +227,7 @@ fn read_archive(into: Into<'_>, input: impl Read) -> Result<Unpacked> {
     let (diff_id, size, _) = hashing.finish();
     let built = builder.finish()?;
     Ok(Unpacked {
-        side: recorder.finish(&built.files),
+        side: recorder.and_then(|recorder| recorder.finish(&built.files)),
         built,
         diff_id,
         size,

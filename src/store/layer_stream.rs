@@ -22,6 +22,7 @@ pub struct LayerStream {
 impl LayerStream {
     /// The next entry, or nothing at the end.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
+        self.stream.skip_data(Hollow::skip);
         self.stream.next_entry()
     }
 
@@ -65,6 +66,20 @@ impl Hollow {
             }
         }
         Ok(())
+    }
+}
+
+impl Hollow {
+    /// Go over the zeros that come next, so many at the most; how many those were.
+    fn skip(&mut self, bytes: u64) -> u64 {
+        let skipped = if self.at == self.bytes.len() {
+            bytes.min(self.zeros)
+        } else {
+            0
+        };
+        self.zeros -= skipped;
+        self.position += skipped;
+        skipped
     }
 }
 

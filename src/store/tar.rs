@@ -72,7 +72,8 @@ pub struct TarStream<R> {
     /// The part of `pending` that is data.
     data: u64,
     sparse: Option<Sparse>,
-    recorder: Recorder,
+    /// What takes down all but the contents of stored files.
+    recorder: Option<Recorder>,
     /// Bytes of the archive before what is looked at.
     position: u64,
 }
@@ -99,16 +100,24 @@ impl<R: Read> TarStream<R> {
             pending: 0,
             data: 0,
             sparse: None,
-            recorder: Recorder::new(),
+            recorder: None,
             position: 0,
+        }
+    }
+
+    /// The same, with all taken down that [`Self::note_stored`] does not say to be stored.
+    pub fn recorded(reader: R) -> Self {
+        Self {
+            recorder: Some(Recorder::new()),
+            ..Self::new(reader)
         }
     }
 
     /// Note that the content of the current entry, read to its end, is the stored file of this number.
     pub fn note_stored(&mut self, number: usize, size: u64) {
         // A sparse file's content is not what stands in the archive, which was taken down raw.
-        if self.sparse.is_none() {
-            self.recorder.file(number, size);
+        if let (Some(recorder), None) = (&mut self.recorder, &self.sparse) {
+            recorder.file(number, size);
         }
     }
 
@@ -122,8 +131,19 @@ impl<R: Read> TarStream<R> {
         &self.reader
     }
 
+    /// Go over data of the current entry that was not read from below yet, as far as `skip`, which is told how much
+    /// there is, goes over it below.
+    pub fn skip_data(&mut self, skip: impl FnOnce(&mut R, u64) -> u64) {
+        if self.start == self.end && self.data > 0 && self.recorder.is_none() {
+            let skipped = skip(&mut self.reader, self.data).min(self.data);
+            self.data -= skipped;
+            self.pending -= skipped;
+            self.position += skipped;
+        }
+    }
+
     /// What lies below, after the end was reached, and what was taken down of the archive.
-    pub fn into_inner(self) -> (R, Recorder) {
+    pub fn into_inner(self) -> (R, Option<Recorder>) {
         (self.reader, self.recorder)
     }
 
@@ -194,8 +214,9 @@ impl<R: Read> TarStream<R> {
 
     /// Go over buffered bytes that are no stored content.
     fn pass(&mut self, count: usize) {
-        self.recorder
-            .raw(&self.buffer[self.start..self.start + count]);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.raw(&self.buffer[self.start..self.start + count]);
+        }
         self.start += count;
         self.position += count as u64;
     }
@@ -305,7 +326,9 @@ impl<R: Read> TarStream<R> {
     /// The same for a sparse file, whose stored content is another.
     fn read_raw_data(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.read_data(out)?;
-        self.recorder.raw(&out[..n]);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.raw(&out[..n]);
+        }
         Ok(n)
     }
 }
