@@ -8,25 +8,11 @@ use std::time::{Duration, Instant};
 
 use support::images;
 use support::whole::{C, assert_whole};
-use support::{Host, Registry, Said as _, free_port};
+use support::{Host, Random, Registry, Said as _, free_port, is_torture};
 
 const KILLS: u32 = 50;
 /// The same in `make torture`.
 const MANY_KILLS: u32 = 1000;
-
-/// A small generator with a printed seed, so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        // 32 bits are plenty for a moment within a second.
-        f64::from(u32::try_from(self.0 >> 32).unwrap()) / f64::from(u32::MAX)
-    }
-}
 
 struct Trial<'h> {
     host: &'h Host,
@@ -43,7 +29,7 @@ struct Trial<'h> {
 impl Trial<'_> {
     /// Start a verb, kill it at a random moment, recover.
     fn kill(&mut self, words: &str) {
-        let moment = self.span.mul_f64(self.random.next() * 1.1);
+        let moment = self.span.mul_f64(self.random.fraction() * 1.1);
         let start = Instant::now();
         let mut said = tempfile::tempfile().unwrap();
         let mut child = self
@@ -74,7 +60,7 @@ impl Trial<'_> {
             assert!(!children.is_empty(), "{words} failed by itself: {text}");
         }
         // Half the time as after a power cut: files first, before D-Bus is there.
-        if self.random.next() < 0.5 {
+        if self.random.fraction() < 0.5 {
             let early = self.host.atomic("recover --offline");
             assert_eq!(early.code(), 0, "{words} at {moment:?}: {}", early.err());
             let again = self.host.atomic("recover --offline");
@@ -103,11 +89,6 @@ impl Trial<'_> {
 
 #[test]
 fn kills_at_random_moments_leave_every_container_wholly_old_or_wholly_new() {
-    let seed = std::env::var("ATOMIC_RS_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(20_261_120);
-    println!("seed {seed} (ATOMIC_RS_SEED repeats it)");
     let registry = Registry::start();
     let host = Host::boot();
     let port = free_port();
@@ -118,7 +99,7 @@ fn kills_at_random_moments_leave_every_container_wholly_old_or_wholly_new() {
         completed: 0,
         done: 0,
         undone: 0,
-        random: Random(seed),
+        random: Random::new(),
         span: Duration::from_millis(300),
     };
     let reference = registry.name("web");
@@ -131,8 +112,7 @@ fn kills_at_random_moments_leave_every_container_wholly_old_or_wholly_new() {
     let repo = format!("{C}/.storage/ostree");
     let verbs = ["install", "update", "rollback", "update", "uninstall"];
     let mut verb = 0;
-    let torture = std::env::var_os("ATOMIC_RS_TORTURE").is_some();
-    let kills = if torture { MANY_KILLS } else { KILLS };
+    let kills = if is_torture() { MANY_KILLS } else { KILLS };
     while trial.killed < kills {
         let installed = host.run(&format!("readlink {C}/web")).code() == 0;
         let has_other = host.exists(&format!("{C}/web.0")) && host.exists(&format!("{C}/web.1"));

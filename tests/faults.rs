@@ -12,7 +12,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 use support::images::{Image, Layer};
 use support::whole::{C, HOST_FILE, assert_whole};
-use support::{Host, Registry, Said as _, free_port, images};
+use support::{Host, Registry, Said as _, free_port, images, is_torture};
 
 /// What is done at a point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,16 +70,7 @@ impl Scene {
         let registry = Registry::start();
         let name = registry.name("web");
         let host = Host::boot();
-        let units = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/system");
-        for unit in [
-            "atomic-rs-recover.service",
-            "atomic-rs-recover-finish.service",
-        ] {
-            let text = std::fs::read_to_string(format!("{units}/{unit}")).unwrap();
-            let text = text.replace("@BINDIR@", "/usr/local/bin");
-            std::fs::write(host.path(&format!("/etc/systemd/system/{unit}")), text).unwrap();
-        }
-        host.ok("systemctl daemon-reload");
+        host.add_recovery();
         Self {
             registry,
             host,
@@ -282,7 +273,6 @@ fn chosen(points: &[String], fault: Fault, all: bool) -> Vec<usize> {
 }
 
 fn try_all(fault: Fault) {
-    let all = std::env::var_os("ATOMIC_RS_TORTURE").is_some();
     let mut scene = Scene::new();
     let repo = format!("{C}/.storage/ostree");
     let mut table =
@@ -298,7 +288,7 @@ fn try_all(fault: Fault) {
             points: points.len(),
             ..Row::default()
         };
-        for number in chosen(&points, fault, all) {
+        for number in chosen(&points, fault, is_torture()) {
             let name = &points[number - 1];
             scene.attempt(verb, fault, number, name, &mut row);
         }

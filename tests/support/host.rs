@@ -27,9 +27,9 @@ const TARGET: &str = "[Unit]\nRequires=basic.target\nWants=dbus.service\nAfter=b
 pub struct Host {
     nspawn: Child,
     leader: u32,
-    root: PathBuf,
+    containers: PathBuf,
     _cgroups: Cgroups,
-    scratch: Scratch,
+    _scratch: Scratch,
 }
 
 impl Host {
@@ -42,17 +42,37 @@ impl Host {
     pub fn boot_with(prepare: impl FnOnce(&Path)) -> Self {
         let scratch = Scratch::new("host");
         let base = scratch.join("host");
-        let containers = scratch.join("containers");
         std::fs::create_dir_all(&base).unwrap();
-        std::fs::create_dir_all(&containers).unwrap();
         must(
             Command::new("mount")
                 .args(["-t", "tmpfs", "tmpfs"])
                 .arg(&base),
         );
-        for dir in ["upper", "work", "root"] {
-            std::fs::create_dir(base.join(dir)).unwrap();
+        let containers = scratch.join("containers");
+        Self::start(scratch, &base, containers, prepare)
+    }
+
+    /// A host that has all it writes in `disk`, the root of a file system of its own. One that was there before boots
+    /// again as it was.
+    pub fn boot_on(disk: &Path) -> Self {
+        let scratch = Scratch::new("host");
+        Self::start(scratch, disk, disk.join("containers"), |_| ())
+    }
+
+    fn start(
+        scratch: Scratch,
+        base: &Path,
+        containers: PathBuf,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        let is_new = !base.join("upper").exists();
+        std::fs::create_dir_all(&containers).unwrap();
+        for dir in ["upper", "work"] {
+            std::fs::create_dir_all(base.join(dir)).unwrap();
         }
+        // Below the scratch directory, where whoever comes after a crash unmounts it first.
+        let root = scratch.join("host/root");
+        std::fs::create_dir_all(&root).unwrap();
         must(
             Command::new("mount")
                 .args(["-t", "overlay", "overlay", "-o"])
@@ -60,11 +80,12 @@ impl Host {
                     "lowerdir=/,upperdir={0}/upper,workdir={0}/work",
                     base.display()
                 ))
-                .arg(base.join("root")),
+                .arg(&root),
         );
-        let root = base.join("root");
-        furnish(&root);
-        prepare(&root);
+        if is_new {
+            furnish(&root);
+            prepare(&root);
+        }
         let log = std::fs::File::create(scratch.join("console.log")).unwrap();
         let cgroups = Cgroups::new(&scratch);
         let mut nspawn = Command::new("sh")
@@ -94,7 +115,7 @@ impl Host {
             .stderr(log)
             .spawn()
             .expect("sh cannot run");
-        std::fs::write(base.join("pid"), nspawn.id().to_string()).unwrap();
+        std::fs::write(scratch.join("pid"), nspawn.id().to_string()).unwrap();
         let start = Instant::now();
         let leader = loop {
             if let Some(leader) = leader_of(nspawn.id()) {
@@ -110,9 +131,9 @@ impl Host {
         let host = Self {
             nspawn,
             leader,
-            root,
+            containers,
             _cgroups: cgroups,
-            scratch,
+            _scratch: scratch,
         };
         host.wait_until_up();
         host
@@ -200,10 +221,26 @@ impl Host {
         self.ok(&format!("atomic-rs {words}"))
     }
 
+    /// The units that bring interrupted changes in order, as they are shipped; they run at the next boot.
+    pub fn add_recovery(&self) {
+        for unit in [
+            "atomic-rs-recover.service",
+            "atomic-rs-recover-finish.service",
+        ] {
+            let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/system");
+            let text = std::fs::read_to_string(format!("{shipped}/{unit}")).unwrap();
+            let text = text.replace("@BINDIR@", "/usr/local/bin");
+            std::fs::write(self.path(&format!("/etc/systemd/system/{unit}")), text).unwrap();
+            self.ok(&format!("systemctl enable {unit}"));
+        }
+        // This host's default target stands in for the usual one.
+        self.ok("systemctl add-wants atomic-test.target atomic-rs-recover-finish.service");
+    }
+
     /// A path of the host, seen from outside.
     pub fn path(&self, path: &str) -> PathBuf {
         match path.strip_prefix("/var/lib/containers/") {
-            Some(rest) => self.scratch.join("containers").join(rest),
+            Some(rest) => self.containers.join(rest),
             // Mounts of the host (its /run, its /tmp) are seen through its first process.
             None => {
                 Path::new(&format!("/proc/{}/root", self.leader)).join(path.trim_start_matches('/'))
@@ -265,7 +302,6 @@ impl Drop for Host {
             .args(["-KILL", &self.leader.to_string()])
             .status();
         let _ = self.nspawn.wait();
-        let _ = &self.root;
     }
 }
 

@@ -6,6 +6,7 @@ pub mod docker;
 pub mod host;
 pub mod images;
 pub mod place;
+pub mod random;
 pub mod registry;
 pub mod tokens;
 pub mod tree;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use host::Host;
+pub use random::Random;
 pub use registry::Registry;
 pub use user::User;
 
@@ -83,10 +85,8 @@ fn sweep(base: &Path) {
             continue;
         };
         if !Path::new(&format!("/proc/{pid}")).exists() {
-            for file in ["pid", "host/pid"] {
-                if let Ok(pid) = std::fs::read_to_string(entry.path().join(file)) {
-                    kill_if_ours(&pid, &entry.path());
-                }
+            if let Ok(pid) = std::fs::read_to_string(entry.path().join("pid")) {
+                kill_if_ours(&pid, &entry.path());
             }
             remove(&entry.path());
         }
@@ -115,6 +115,11 @@ fn remove(path: &Path) {
         let _ = Command::new("umount").args(["-l", mount]).status();
     }
     let _ = std::fs::remove_dir_all(path);
+}
+
+/// Whether the long forms of tests are wanted, which take hours.
+pub fn is_torture() -> bool {
+    std::env::var_os("ATOMIC_RS_TORTURE").is_some()
 }
 
 /// The program under test.

@@ -158,9 +158,12 @@ fn make_staging(tmp: &Utf8Path) -> Result<(Utf8PathBuf, File)> {
             .prefix(PREFIX)
             .tempdir_in(tmp)
             .context(failed)?;
-        let lock = File::open(made.path()).context(failed)?;
-        let locked = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
         // Whoever sweeps may have been between us and the lock.
+        let lock = match File::open(made.path()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened.context(failed)?,
+        };
+        let locked = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
         if locked.is_ok() && made.path().exists() {
             let path = Utf8PathBuf::from_path_buf(made.keep());
             return Ok((path.map_err(|_| Error::new(Kind::Failed, failed()))?, lock));

@@ -1,0 +1,289 @@
+//! The power is cut: a disk is left as it was at a random moment, with nothing on it that was not written, and the host
+//! boots from it. Every container is at one version then, and at the new one if the verb had ended.
+//!
+//! The disk is a file on XFS, which is snapshotted by sharing its blocks; in it there is XFS, or ext4 that does not hide
+//! a missing fsync.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::images::{Layer, plain};
+use support::whole::{C, HOST_FILE, assert_whole};
+use support::{Host, Random, Registry, Said as _, Scratch, free_port, is_torture, must};
+
+/// Cuts on each file system.
+const CUTS: u32 = 5;
+/// The same in `make torture`.
+const MANY_CUTS: u32 = 120;
+
+/// What is on the disk, and how it is made and mounted.
+struct Kind {
+    name: &'static str,
+    make: &'static [&'static str],
+    options: &'static str,
+}
+
+const XFS: Kind = Kind {
+    name: "xfs",
+    make: &["mkfs.xfs", "-q"],
+    options: "loop,nouuid",
+};
+const EXT4: Kind = Kind {
+    name: "ext4",
+    make: &["mkfs.ext4", "-q", "-F"],
+    options: "loop,noauto_da_alloc,commit=300",
+};
+
+/// A disk that is mounted until this is gone.
+struct Disk {
+    image: PathBuf,
+    mount: PathBuf,
+}
+
+impl Disk {
+    fn mount(image: PathBuf, mount: PathBuf, kind: &Kind) -> Self {
+        std::fs::create_dir_all(&mount).unwrap();
+        must(
+            Command::new("mount")
+                .args(["-t", kind.name, "-o", kind.options])
+                .args([&image, &mount]),
+        );
+        Self { image, mount }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Processes of a host that was switched off may still be leaving.
+        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
+        let _ = std::fs::remove_file(&self.image);
+    }
+}
+
+/// A disk in memory that can be snapshotted.
+fn new_disk(scratch: &Scratch, kind: &Kind) -> Disk {
+    let memory = scratch.join("memory");
+    std::fs::create_dir_all(&memory).unwrap();
+    must(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=12g", "tmpfs"])
+            .arg(&memory),
+    );
+    let sparse =
+        |path: &Path, size: &str| must(Command::new("truncate").args(["-s", size]).arg(path));
+    let outer = memory.join("outer");
+    sparse(&outer, "10G");
+    must(
+        Command::new("mkfs.xfs")
+            .args(["-q", "-m", "reflink=1"])
+            .arg(&outer),
+    );
+    let below = scratch.join("below");
+    std::fs::create_dir_all(&below).unwrap();
+    must(
+        Command::new("mount")
+            .args(["-t", "xfs", "-o", "loop"])
+            .args([&outer, &below]),
+    );
+    let image = below.join("disk");
+    sparse(&image, "4G");
+    must(Command::new(kind.make[0]).args(&kind.make[1..]).arg(&image));
+    Disk::mount(image, scratch.join("disk"), kind)
+}
+
+/// What is on a disk at this moment.
+fn snapshot(disk: &Disk) -> PathBuf {
+    let taken = disk.image.with_extension("cut");
+    must(
+        Command::new("cp")
+            .arg("--reflink=always")
+            .args([&disk.image, &taken]),
+    );
+    taken
+}
+
+/// Which version `web` is at, and whose file the host has.
+fn state(host: &Host) -> String {
+    host.sh(&format!(
+        "readlink {C}/web && cat {C}/web/rootfs/srv/index.html; cat {HOST_FILE} 2>/dev/null"
+    ))
+    .out()
+}
+
+struct Trial<'t> {
+    kind: &'t Kind,
+    scratch: &'t Scratch,
+    disk: &'t Disk,
+    host: &'t Host,
+    port: u16,
+    name: String,
+    random: Random,
+    during: u32,
+    completed: u32,
+    undone: u32,
+}
+
+impl Trial<'_> {
+    /// Cut the power while a verb runs, or just after it.
+    fn cut(&mut self, words: &str, span: &mut Duration) {
+        let before = state(self.host);
+        let moment = span.mul_f64(self.random.fraction() * 1.2);
+        let start = Instant::now();
+        let mut child = self
+            .host
+            .command("atomic-rs")
+            .args(words.split_whitespace())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(moment);
+        let has_ended = child.try_wait().unwrap().is_some();
+        let taken = snapshot(self.disk);
+        assert!(child.wait().unwrap().success(), "{words}");
+        if !has_ended {
+            self.during += 1;
+            *span = (*span + start.elapsed()) / 2;
+        }
+        let after = state(self.host);
+        // The port is shared.
+        self.host.run("systemctl stop web");
+        let at = format!("{words} on {}, cut after {moment:?}", self.kind.name);
+        let disk = Disk::mount(taken, self.scratch.join("cut"), self.kind);
+        let host = Host::boot_on(&disk.mount);
+        self.check(&host, (&before, &after), has_ended, &at);
+        drop(host);
+        drop(disk);
+        if after.contains("web.") {
+            self.host.ok("systemctl start web");
+        }
+    }
+
+    /// A host that has booted after the cut.
+    fn check(&mut self, host: &Host, states: (&str, &str), has_ended: bool, at: &str) {
+        let noted = |id| {
+            host.sh(&format!("journalctl -b -q -o cat MESSAGE_ID={id}"))
+                .out()
+        };
+        let (completed, undone) = (
+            noted("45fa0026a95c4b2b9b3ae3de6e8f11d6"),
+            noted("45554ddb54054ed4be29882a81991852"),
+        );
+        self.completed += u32::from(!completed.is_empty());
+        self.undone += u32::from(!undone.is_empty());
+        let at = format!("{at}; the boot said {completed}{undone}");
+        // The units at boot have done all there was to do.
+        let recovered = host.atomic("recover");
+        assert_eq!(
+            (recovered.code(), recovered.out().as_str()),
+            (0, ""),
+            "{at}: {}",
+            recovered.err()
+        );
+        let (before, after) = states;
+        let found = state(host);
+        assert!(
+            found == after || !has_ended && found == before,
+            "{at}: was {before:?}, then {after:?}, and is {found:?}"
+        );
+        assert_whole(host, self.port, &at);
+        host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
+        for verb in ["images list --json", "containers list --json"] {
+            let listed = host.atomic_ok(verb);
+            assert!(
+                serde_json::from_str::<serde_json::Value>(&listed).is_ok(),
+                "{at}: {listed}"
+            );
+        }
+        // And it goes on from there.
+        let next = if found.is_empty() {
+            format!("install --system-package no --name web {}", self.name)
+        } else {
+            "rollback web".to_owned()
+        };
+        if found.is_empty()
+            || host.exists(&format!("{C}/web.0")) && host.exists(&format!("{C}/web.1"))
+        {
+            host.atomic_ok(&next);
+            assert_whole(host, self.port, &format!("{at}, then {next}"));
+        }
+        host.run("systemctl stop web");
+        host.atomic_ok("images prune");
+        host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
+    }
+}
+
+fn try_on(kind: &Kind) {
+    let registry = Registry::start();
+    let scratch = Scratch::new("power");
+    let disk = new_disk(&scratch, kind);
+    let host = Host::boot_on(&disk.mount);
+    host.add_recovery();
+    let port = free_port();
+    let mut trial = Trial {
+        kind,
+        scratch: &scratch,
+        disk: &disk,
+        host: &host,
+        port,
+        name: registry.name("web"),
+        random: Random::new(),
+        during: 0,
+        completed: 0,
+        undone: 0,
+    };
+    let mut version = 0;
+    let mut push = || {
+        version += 1;
+        let text = format!("version-{version}");
+        let file = Layer::new().file(&format!("exports/hostfs{HOST_FILE}"), 0o644, &text);
+        plain(port, &text).layer(file).push(&registry, "web");
+    };
+    push();
+    // What is not synced is lost: otherwise nothing here would be shown.
+    host.ok("sync");
+    host.sh("echo unsynced > /root/unsynced");
+    let taken = Disk::mount(snapshot(&disk), scratch.join("cut"), kind);
+    let found = std::fs::read_to_string(taken.mount.join("upper/root/unsynced"));
+    assert!(found.is_err() || found.is_ok_and(|text| text.is_empty()));
+    drop(taken);
+    let name = trial.name.clone();
+    let verbs = ["install", "update", "rollback", "update", "uninstall"];
+    // Each verb's usual time.
+    let mut spans = [Duration::from_millis(500); 5];
+    let cuts = if is_torture() { MANY_CUTS } else { CUTS };
+    for (number, which) in (0..cuts).zip((0..verbs.len()).cycle()) {
+        let words = match verbs[which] {
+            "install" => {
+                // What is stored would be taken.
+                host.atomic_ok(&format!("pull {name}"));
+                format!("install --system-package no --name web {name}")
+            }
+            "update" => {
+                push();
+                "update web".to_owned()
+            }
+            verb => format!("{verb} web"),
+        };
+        trial.cut(&words, &mut spans[which]);
+        println!("{number}: {words}");
+    }
+    println!(
+        "{}: {cuts} cuts, {} of them while a verb ran; at boot {} were completed and {} undone; inconsistent: 0",
+        kind.name, trial.during, trial.completed, trial.undone
+    );
+    assert!(trial.during > cuts / 3, "the cuts must hit verbs");
+}
+
+#[test]
+fn a_power_cut_on_xfs_leaves_the_old_version_or_the_new_one() {
+    try_on(&XFS);
+}
+
+#[test]
+fn a_power_cut_on_ext4_leaves_the_old_version_or_the_new_one() {
+    try_on(&EXT4);
+}
