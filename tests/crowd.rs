@@ -48,7 +48,10 @@ fn push(registry: &Registry, number: usize, version: usize) {
         });
     image
         .layer(Layer::new().file("version", 0o644, format!("{number} {version}")))
-        .set("Cmd", json!(["sleep", "1000"]))
+        .set(
+            "Cmd",
+            json!(["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]),
+        )
         .push(registry, &format!("image{number}"));
 }
 
@@ -175,7 +178,7 @@ fn sixteen_at_once_lose_nothing_and_are_refused_only_what_cannot_be() {
     host.atomic_ok("-y images delete --all");
     host.atomic_ok("images prune");
     host.ok(&format!("ostree fsck --quiet --repo={repo}"));
-    let left = host.sh(&format!("ls -A {repo}/tmp | grep -v '^cache$'; find {repo}/objects -name '*.commit'; ls -A {repo}/refs/heads"));
+    let left = host.sh(&format!("ls -A {repo}/tmp | grep -v '^cache$'; find {repo}/objects -name '*.commit'; find {repo}/refs/heads -type f"));
     assert_eq!(left.out(), "");
 }
 

@@ -222,6 +222,8 @@ impl Scene {
         match number % 3 {
             0 => {
                 for unit in ["atomic-rs-recover", "atomic-rs-recover-finish"] {
+                    // It counts how often it is started in a short time.
+                    self.host.run(&format!("systemctl reset-failed {unit}"));
                     let started = self.host.run(&format!("systemctl start {unit}"));
                     let journal = format!("journalctl -u {unit} -n 20 --no-pager -o cat");
                     assert_eq!(started.code(), 0, "{at}: {}", self.host.run(&journal).out());

@@ -15,7 +15,7 @@ use support::whole::{C, HOST_FILE, assert_whole};
 use support::{Host, Random, Registry, Said as _, Scratch, free_port, is_torture, must};
 
 /// Cuts on each file system.
-const CUTS: u32 = 5;
+const CUTS: u32 = 6;
 /// The same in `make torture`.
 const MANY_CUTS: u32 = 120;
 
@@ -105,12 +105,29 @@ fn snapshot(disk: &Disk) -> PathBuf {
     taken
 }
 
-/// Which version `web` is at, and whose file the host has.
-fn state(host: &Host) -> String {
-    host.sh(&format!(
-        "readlink {C}/web && cat {C}/web/rootfs/srv/index.html; cat {HOST_FILE} 2>/dev/null"
-    ))
-    .out()
+/// What is on a host.
+#[derive(Debug, PartialEq)]
+struct State {
+    /// Which version `web` is at, and whose file the host has.
+    container: String,
+    /// The images in the store.
+    images: String,
+}
+
+impl State {
+    fn of(host: &Host) -> Self {
+        let container = host.sh(&format!(
+            "readlink {C}/web && cat {C}/web/rootfs/srv/index.html; cat {HOST_FILE} 2>/dev/null"
+        ));
+        Self {
+            container: container.out(),
+            images: host.atomic_ok("images list --json"),
+        }
+    }
+
+    fn has_web(&self) -> bool {
+        self.container.contains("web.")
+    }
 }
 
 struct Trial<'t> {
@@ -129,7 +146,7 @@ struct Trial<'t> {
 impl Trial<'_> {
     /// Cut the power while a verb runs, or just after it.
     fn cut(&mut self, words: &str, span: &mut Duration) {
-        let before = state(self.host);
+        let before = State::of(self.host);
         let moment = span.mul_f64(self.random.fraction() * 1.2);
         let start = Instant::now();
         let mut child = self
@@ -148,7 +165,7 @@ impl Trial<'_> {
             self.during += 1;
             *span = (*span + start.elapsed()) / 2;
         }
-        let after = state(self.host);
+        let after = State::of(self.host);
         // The port is shared.
         self.host.run("systemctl stop web");
         let at = format!("{words} on {}, cut after {moment:?}", self.kind.name);
@@ -157,13 +174,13 @@ impl Trial<'_> {
         self.check(&host, (&before, &after), has_ended, &at);
         drop(host);
         drop(disk);
-        if after.contains("web.") {
+        if after.has_web() {
             self.host.ok("systemctl start web");
         }
     }
 
     /// A host that has booted after the cut.
-    fn check(&mut self, host: &Host, states: (&str, &str), has_ended: bool, at: &str) {
+    fn check(&mut self, host: &Host, states: (&State, &State), has_ended: bool, at: &str) {
         let noted = |id| {
             host.sh(&format!("journalctl -b -q -o cat MESSAGE_ID={id}"))
                 .out()
@@ -184,32 +201,28 @@ impl Trial<'_> {
             recovered.err()
         );
         let (before, after) = states;
-        let found = state(host);
-        assert!(
-            found == after || !has_ended && found == before,
-            "{at}: was {before:?}, then {after:?}, and is {found:?}"
-        );
-        assert_whole(host, self.port, &at);
-        host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
-        for verb in ["images list --json", "containers list --json"] {
-            let listed = host.atomic_ok(verb);
+        let found = State::of(host);
+        for part in [
+            |state: &State| state.container.clone(),
+            |state: &State| state.images.clone(),
+        ] {
+            let (was, is, found) = (part(before), part(after), part(&found));
             assert!(
-                serde_json::from_str::<serde_json::Value>(&listed).is_ok(),
-                "{at}: {listed}"
+                found == is || !has_ended && found == was,
+                "{at}: was {was:?}, then {is:?}, and is {found:?}"
             );
         }
+        assert_whole(host, self.port, &at);
+        host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
         // And it goes on from there.
-        let next = if found.is_empty() {
-            format!("install --system-package no --name web {}", self.name)
-        } else {
-            "rollback web".to_owned()
+        let has_other = host.exists(&format!("{C}/web.0")) && host.exists(&format!("{C}/web.1"));
+        let next = match (found.has_web(), has_other) {
+            (true, true) => "rollback web".to_owned(),
+            (true, false) => "repair web".to_owned(),
+            (false, _) => format!("install --system-package no --name web {}", self.name),
         };
-        if found.is_empty()
-            || host.exists(&format!("{C}/web.0")) && host.exists(&format!("{C}/web.1"))
-        {
-            host.atomic_ok(&next);
-            assert_whole(host, self.port, &format!("{at}, then {next}"));
-        }
+        host.atomic_ok(&next);
+        assert_whole(host, self.port, &format!("{at}, then {next}"));
         host.run("systemctl stop web");
         host.atomic_ok("images prune");
         host.ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
@@ -251,9 +264,16 @@ fn try_on(kind: &Kind) {
     assert!(found.is_err() || found.is_ok_and(|text| text.is_empty()));
     drop(taken);
     let name = trial.name.clone();
-    let verbs = ["install", "update", "rollback", "update", "uninstall"];
+    let verbs = [
+        "install",
+        "update",
+        "rollback",
+        "pull",
+        "update",
+        "uninstall",
+    ];
     // Each verb's usual time.
-    let mut spans = [Duration::from_millis(500); 5];
+    let mut spans = [Duration::from_millis(500); 6];
     let cuts = if is_torture() { MANY_CUTS } else { CUTS };
     for (number, which) in (0..cuts).zip((0..verbs.len()).cycle()) {
         let words = match verbs[which] {
@@ -261,6 +281,10 @@ fn try_on(kind: &Kind) {
                 // What is stored would be taken.
                 host.atomic_ok(&format!("pull {name}"));
                 format!("install --system-package no --name web {name}")
+            }
+            "pull" => {
+                push();
+                format!("pull {name}")
             }
             "update" => {
                 push();

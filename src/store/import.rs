@@ -16,7 +16,7 @@ use crate::image;
 use crate::image::refname::{blob_ref, image_ref, kept_ref, side_ref, tree_ref};
 use crate::image::{Descriptor, Digest};
 use crate::selinux::Labels;
-use crate::{fail, fault};
+use crate::{fail, fault, safefs};
 
 /// Metadata of an image's commit: the reference it came by, and the platform that was asked for.
 pub(super) const SOURCE_KEY: &str = "atomic-rs.source";
@@ -41,6 +41,8 @@ pub struct Import<'s> {
     pub(super) transaction: ostree::TransactionGuard<'s>,
     pub(super) writers: OnceCell<Writers>,
     pub(super) commits: RefCell<Vec<(String, Sealed)>>,
+    /// The one of their names that makes an image of them.
+    pub(super) image: RefCell<Option<String>>,
     /// Something that is there already was found damaged.
     pub(super) heals: Cell<bool>,
     /// Whether layers' blobs are kept as they came.
@@ -175,7 +177,8 @@ impl Import<'_> {
             metadata
         })?;
         self.tree(digest, layers)?;
-        self.keep(image_ref(&name.to_string()), commit);
+        self.image.replace(Some(name_ref.clone()));
+        self.keep(name_ref, commit);
         Ok(())
     }
 
@@ -229,7 +232,7 @@ impl Import<'_> {
         tracing::debug!("trees are in place");
         fault::point("write commits")?;
         let transaction = repo.auto_transaction(NO_CANCEL).context(failed)?;
-        let commits = self.commits.take();
+        let (commits, image) = (self.commits.take(), self.image.take());
         for (name, commit) in &commits {
             // Between the two transactions somebody else's prune may have had its turn.
             if !repo
@@ -242,10 +245,22 @@ impl Import<'_> {
                 );
             }
             commit.write(repo)?;
-            repo.transaction_set_ref(None, name, Some(&commit.checksum));
+            if image.as_ref() != Some(name) {
+                repo.transaction_set_ref(None, name, Some(&commit.checksum));
+            }
         }
         fault::point("set the refs of an image")?;
         transaction.commit(NO_CANCEL).context(failed)?;
+        // A transaction sets refs in no order either: whoever finds an image by its name must find all of it.
+        for (name, commit) in &commits {
+            if image.as_ref() == Some(name) {
+                self.store.set_ref(name, Some(&commit.checksum))?;
+                // The name lasts when the command says that it is there; what was renamed before it does then, too.
+                let file = self.store.path.join("refs/heads").join(name);
+                let directory = file.parent().unwrap_or(&self.store.path);
+                safefs::fsync_dir(directory.as_std_path())?;
+            }
+        }
         fault::point("end a pull")?;
         tracing::debug!("committed");
         if self.heals.get() {

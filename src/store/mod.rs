@@ -248,6 +248,7 @@ impl Store {
             transaction,
             writers: OnceCell::new(),
             commits: RefCell::default(),
+            image: RefCell::default(),
             heals: Cell::new(false),
             keeps_blobs,
         })
