@@ -13,6 +13,7 @@
 mod original;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
@@ -30,6 +31,8 @@ pub struct Program {
     pub options: Vec<String>,
     /// What it finds in its environment beside ours.
     pub env: Vec<(String, String)>,
+    /// How long a registry may keep it waiting; nothing: for ever.
+    pub patience: Option<Duration>,
 }
 
 /// Everything that depends on the host rather than on the call.
@@ -102,6 +105,7 @@ struct File {
     runtime: Option<String>,
     stop_timeout: Option<u32>,
     watch: Option<u32>,
+    registry_timeout: Option<u32>,
     auto_update: Option<bool>,
     keep_blobs: Option<bool>,
     default_signer: Option<String>,
@@ -117,6 +121,8 @@ const CONFIG_FILE: &str = "/etc/atomic-rs.toml";
 const DEFAULT_CHECKOUTS: &str = "/var/lib/containers/atomic";
 const DEFAULT_STOP_TIMEOUT: u32 = 10;
 const DEFAULT_WATCH: u32 = 15;
+/// skopeo asks again for a minute where there were too many questions.
+const DEFAULT_REGISTRY_TIMEOUT: u32 = 120;
 const DEFAULT_MAX_LAYER_BYTES: u64 = 64 << 30;
 const DEFAULT_IMPORT_MEMORY_BYTES: usize = 48 << 20;
 
@@ -200,7 +206,11 @@ impl Config {
             runtime: env("RUNC_PATH")
                 .or(file.runtime)
                 .or(original.runtime.clone().filter(|_| is_system)),
-            skopeo: skopeo(&original, env),
+            skopeo: skopeo(
+                &original,
+                file.registry_timeout.unwrap_or(DEFAULT_REGISTRY_TIMEOUT),
+                env,
+            ),
             trust_policy: env("TRUST_POLICY").map(PathBuf::from),
             registries_d: original
                 .registry_confdir
@@ -235,7 +245,11 @@ impl Config {
 }
 
 /// skopeo, told whatever it would not find out by itself.
-fn skopeo(original: &original::Original, env: impl Fn(&str) -> Option<String>) -> Program {
+fn skopeo(
+    original: &original::Original,
+    patience: u32,
+    env: impl Fn(&str) -> Option<String>,
+) -> Program {
     let mut options = Vec::new();
     if let Some(policy) = env("TRUST_POLICY") {
         options.push(format!("--policy={policy}"));
@@ -247,6 +261,7 @@ fn skopeo(original: &original::Original, env: impl Fn(&str) -> Option<String>) -
         path: env("SKOPEO_PATH").unwrap_or_else(|| "skopeo".into()),
         options,
         env: original.proxies(|name| env(name).is_some()),
+        patience: (patience > 0).then(|| Duration::from_secs(patience.into())),
     }
 }
 

@@ -9,10 +9,10 @@ mod support;
 use std::collections::BTreeSet;
 use std::process::Output;
 
-use serde_json::{Value, json};
-use support::images::{Image, Layer};
-use support::whole::{C, HOST_FILE, assert_whole};
-use support::{Host, Registry, Said as _, free_port, images, is_torture};
+use serde_json::Value;
+use support::scene::Scene;
+use support::whole::{C, assert_whole};
+use support::{Host, Said as _, is_torture};
 
 /// What is done at a point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,15 +46,6 @@ const COMPLETED: &str = "45fa0026a95c4b2b9b3ae3de6e8f11d6";
 const UNDONE: &str = "45554ddb54054ed4be29882a81991852";
 const RETURNED: &str = "665dd7d3867c4b4588c6a78f8984c213";
 
-/// A host with the container `web`, and images for it.
-struct Scene {
-    registry: Registry,
-    host: Host,
-    port: u16,
-    version: u32,
-    name: String,
-}
-
 /// What one verb went through.
 #[derive(Default)]
 struct Row {
@@ -65,119 +56,29 @@ struct Row {
     borne: u32,
 }
 
-impl Scene {
-    fn new() -> Self {
-        let registry = Registry::start();
-        let name = registry.name("web");
-        let host = Host::boot();
-        host.add_recovery();
-        Self {
-            registry,
-            host,
-            port: free_port(),
-            version: 0,
-            name,
-        }
-    }
+/// The faults of a scene.
+struct Trial {
+    scene: Scene,
+}
 
-    /// A new version in the registry, with a file for the host.
-    fn push(&mut self, is_good: bool) {
-        self.version += 1;
-        let text = format!("version-{}", self.version);
-        let image: Image = images::plain(self.port, &text).layer(Layer::new().file(
-            &format!("exports/hostfs{HOST_FILE}"),
-            0o644,
-            &text,
-        ));
-        let image = if is_good {
-            image
-        } else {
-            image.set("Cmd", json!(["sleep 0.2; exit 1"]))
-        };
-        image.push(&self.registry, "web");
-    }
-
-    fn is_installed(&self) -> bool {
-        self.host.run(&format!("readlink {C}/web")).code() == 0
-    }
-
-    fn install(&mut self) {
-        if !self.is_installed() {
-            self.push(true);
-            let name = &self.name;
-            // What is stored under this name may be the bad version.
-            self.host.atomic_ok(&format!("pull {name}"));
-            self.host
-                .atomic_ok(&format!("install --system-package no --name web {name}"));
-        }
-        self.host.ok("systemctl start web");
-    }
-
-    /// Have everything be as `verb` finds it, and its words.
-    fn prepare(&mut self, verb: &str) -> String {
-        let name = self.name.clone();
-        match verb {
-            "pull" => {
-                self.push(true);
-                format!("pull {name}")
-            }
-            "install" => {
-                if self.is_installed() {
-                    self.host.atomic_ok("uninstall web");
-                }
-                self.push(true);
-                self.host.atomic_ok(&format!("pull {name}"));
-                format!("install --system-package no --name web {name}")
-            }
-            "update" | "return" => {
-                self.install();
-                self.push(verb == "update");
-                "update web".into()
-            }
-            "rollback" => {
-                self.install();
-                let has_other = self.host.exists(&format!("{C}/web.0"))
-                    && self.host.exists(&format!("{C}/web.1"));
-                if !has_other {
-                    self.push(true);
-                    self.host.atomic_ok("update web");
-                }
-                "rollback web".into()
-            }
-            "repair" => {
-                self.install();
-                "repair web".into()
-            }
-            "uninstall" => {
-                self.install();
-                "uninstall web".into()
-            }
-            "prune" => {
-                self.push(true);
-                self.host.atomic_ok(&format!("pull {name}"));
-                self.host.atomic_ok(&format!("-y images delete -f {name}"));
-                "images prune".into()
-            }
-            _ => unreachable!(),
-        }
-    }
-
+impl Trial {
     /// How often an event is in the journal.
     fn noted(&self, id: &str) -> usize {
         let said = self
+            .scene
             .host
             .sh(&format!("journalctl --quiet --output=json MESSAGE_ID={id}"));
         said.out().lines().count()
     }
 
     fn run(&self, words: &str, env: &str) -> Output {
-        self.host.sh(&format!("env {env} atomic-rs {words}"))
+        self.scene.host.sh(&format!("env {env} atomic-rs {words}"))
     }
 
     /// The names of all points that a verb comes to, in their order.
     fn points(&mut self, verb: &str) -> Vec<String> {
-        let words = self.prepare(verb);
-        self.host.ok("rm -f /root/points");
+        let words = self.scene.prepare(verb);
+        self.scene.host.ok("rm -f /root/points");
         let output = self.run(&words, "ATOMIC_RS_FAULT_LOG=/root/points");
         assert_eq!(
             output.code(),
@@ -185,12 +86,12 @@ impl Scene {
             "{words}: {}",
             output.err()
         );
-        let text = self.host.read("/root/points");
+        let text = self.scene.host.read("/root/points");
         text.lines().map(str::to_owned).collect()
     }
 
     fn attempt(&mut self, verb: &str, fault: Fault, number: usize, name: &str, row: &mut Row) {
-        let words = self.prepare(verb);
+        let words = self.scene.prepare(verb);
         let output = self.run(
             &words,
             &format!("ATOMIC_RS_FAULT={}@{number}", fault.word()),
@@ -223,38 +124,45 @@ impl Scene {
             0 => {
                 for unit in ["atomic-rs-recover", "atomic-rs-recover-finish"] {
                     // It counts how often it is started in a short time.
-                    self.host.run(&format!("systemctl reset-failed {unit}"));
-                    let started = self.host.run(&format!("systemctl start {unit}"));
+                    self.scene
+                        .host
+                        .run(&format!("systemctl reset-failed {unit}"));
+                    let started = self.scene.host.run(&format!("systemctl start {unit}"));
                     let journal = format!("journalctl -u {unit} -n 20 --no-pager -o cat");
-                    assert_eq!(started.code(), 0, "{at}: {}", self.host.run(&journal).out());
+                    assert_eq!(
+                        started.code(),
+                        0,
+                        "{at}: {}",
+                        self.scene.host.run(&journal).out()
+                    );
                 }
             }
             1 => {
-                let early = self.host.atomic("recover --offline");
+                let early = self.scene.host.atomic("recover --offline");
                 assert_eq!(early.code(), 0, "{at}: {}", early.err());
             }
             _ => {}
         }
-        let recovered = self.host.atomic("recover");
+        let recovered = self.scene.host.atomic("recover");
         assert_eq!(recovered.code(), 0, "{at}: {}", recovered.err());
         let at = format!("{at}, recovered: {}{}", recovered.out(), recovered.err());
-        assert_eq!(self.host.atomic("recover").out(), "", "{at}");
-        assert_whole(&self.host, self.port, &at);
-        let listed = self.host.atomic_ok("containers list --json");
+        assert_eq!(self.scene.host.atomic("recover").out(), "", "{at}");
+        assert_whole(&self.scene.host, self.scene.port, &at);
+        let listed = self.scene.host.atomic_ok("containers list --json");
         let listed: Value = serde_json::from_str(&listed).unwrap();
         assert_eq!(
             listed.as_array().is_some_and(|all| all
                 .iter()
                 .any(|one| one["container"] == "web" || one["id"] == "web")),
-            self.is_installed(),
+            self.scene.is_installed(),
             "{at}: {listed}"
         );
         // The same verb works now, if there is anything left to do.
         let again = match verb {
-            "install" if self.is_installed() => return,
-            "uninstall" if !self.is_installed() => return,
+            "install" if self.scene.is_installed() => return,
+            "uninstall" if !self.scene.is_installed() => return,
             "return" => return,
-            _ => self.host.atomic(&words),
+            _ => self.scene.host.atomic(&words),
         };
         assert_eq!(again.code(), 0, "{at}, again: {}", again.err());
     }
@@ -275,7 +183,11 @@ fn chosen(points: &[String], fault: Fault, all: bool) -> Vec<usize> {
 }
 
 fn try_all(fault: Fault) {
-    let mut scene = Scene::new();
+    let host = Host::boot();
+    host.add_recovery();
+    let mut trial = Trial {
+        scene: Scene::new(host),
+    };
     let repo = format!("{C}/.storage/ostree");
     let mut table =
         String::from("verb       points  tried  not reached  completed  undone  borne\n");
@@ -284,39 +196,45 @@ fn try_all(fault: Fault) {
         if !only.is_empty() && !only.split(',').any(|one| one == verb) {
             continue;
         }
-        let points = scene.points(verb);
-        let before = (scene.noted(COMPLETED), scene.noted(UNDONE));
+        let points = trial.points(verb);
+        let before = (trial.noted(COMPLETED), trial.noted(UNDONE));
         let mut row = Row {
             points: points.len(),
             ..Row::default()
         };
         for number in chosen(&points, fault, is_torture()) {
             let name = &points[number - 1];
-            scene.attempt(verb, fault, number, name, &mut row);
+            trial.attempt(verb, fault, number, name, &mut row);
         }
-        scene.host.ok(&format!("ostree fsck --quiet --repo={repo}"));
+        trial
+            .scene
+            .host
+            .ok(&format!("ostree fsck --quiet --repo={repo}"));
         table += &format!(
             "{verb:10} {:6} {:6} {:12} {:10} {:7} {:6}\n",
             row.points,
             row.tried,
             row.not_reached,
-            scene.noted(COMPLETED) - before.0,
-            scene.noted(UNDONE) - before.1,
+            trial.noted(COMPLETED) - before.0,
+            trial.noted(UNDONE) - before.1,
             row.borne
         );
     }
     assert!(
         !only.is_empty()
-            || scene.noted(COMPLETED) > 0 && scene.noted(UNDONE) > 0 && scene.noted(RETURNED) > 0
+            || trial.noted(COMPLETED) > 0 && trial.noted(UNDONE) > 0 && trial.noted(RETURNED) > 0
     );
     println!("{fault:?}: inconsistent states: 0\n{table}");
-    if scene.is_installed() {
-        scene.host.atomic_ok("uninstall web");
+    if trial.scene.is_installed() {
+        trial.scene.host.atomic_ok("uninstall web");
     }
-    scene.host.atomic_ok("-y images delete --all");
-    scene.host.atomic_ok("images prune");
-    scene.host.ok(&format!("ostree fsck --quiet --repo={repo}"));
-    let left = scene.host.sh(&format!(
+    trial.scene.host.atomic_ok("-y images delete --all");
+    trial.scene.host.atomic_ok("images prune");
+    trial
+        .scene
+        .host
+        .ok(&format!("ostree fsck --quiet --repo={repo}"));
+    let left = trial.scene.host.sh(&format!(
         "find {repo}/objects -type f | wc -l; ls {repo}/tmp"
     ));
     println!("objects and leftovers in the end: {}", left.out());

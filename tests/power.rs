@@ -6,93 +6,19 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use support::disk::{Disk, EXT4, Kind, XFS};
 use support::images::{Layer, plain};
-use support::whole::{C, HOST_FILE, assert_whole};
+use support::whole::{C, HOST_FILE, State, assert_whole};
 use support::{Host, Random, Registry, Said as _, Scratch, free_port, is_torture, must};
 
 /// Cuts on each file system.
 const CUTS: u32 = 6;
 /// The same in `make torture`.
 const MANY_CUTS: u32 = 120;
-
-/// What is on the disk, and how it is made and mounted.
-struct Kind {
-    name: &'static str,
-    make: &'static [&'static str],
-    options: &'static str,
-}
-
-const XFS: Kind = Kind {
-    name: "xfs",
-    make: &["mkfs.xfs", "-q"],
-    options: "loop,nouuid",
-};
-const EXT4: Kind = Kind {
-    name: "ext4",
-    make: &["mkfs.ext4", "-q", "-F"],
-    options: "loop,noauto_da_alloc,commit=300",
-};
-
-/// A disk that is mounted until this is gone.
-struct Disk {
-    image: PathBuf,
-    mount: PathBuf,
-}
-
-impl Disk {
-    fn mount(image: PathBuf, mount: PathBuf, kind: &Kind) -> Self {
-        std::fs::create_dir_all(&mount).unwrap();
-        must(
-            Command::new("mount")
-                .args(["-t", kind.name, "-o", kind.options])
-                .args([&image, &mount]),
-        );
-        Self { image, mount }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Processes of a host that was switched off may still be leaving.
-        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
-        let _ = std::fs::remove_file(&self.image);
-    }
-}
-
-/// A disk in memory that can be snapshotted.
-fn new_disk(scratch: &Scratch, kind: &Kind) -> Disk {
-    let memory = scratch.join("memory");
-    std::fs::create_dir_all(&memory).unwrap();
-    must(
-        Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=12g", "tmpfs"])
-            .arg(&memory),
-    );
-    let sparse =
-        |path: &Path, size: &str| must(Command::new("truncate").args(["-s", size]).arg(path));
-    let outer = memory.join("outer");
-    sparse(&outer, "10G");
-    must(
-        Command::new("mkfs.xfs")
-            .args(["-q", "-m", "reflink=1"])
-            .arg(&outer),
-    );
-    let below = scratch.join("below");
-    std::fs::create_dir_all(&below).unwrap();
-    must(
-        Command::new("mount")
-            .args(["-t", "xfs", "-o", "loop"])
-            .args([&outer, &below]),
-    );
-    let image = below.join("disk");
-    sparse(&image, "4G");
-    must(Command::new(kind.make[0]).args(&kind.make[1..]).arg(&image));
-    Disk::mount(image, scratch.join("disk"), kind)
-}
 
 /// What is on a disk at this moment.
 fn snapshot(disk: &Disk) -> PathBuf {
@@ -103,31 +29,6 @@ fn snapshot(disk: &Disk) -> PathBuf {
             .args([&disk.image, &taken]),
     );
     taken
-}
-
-/// What is on a host.
-#[derive(Debug, PartialEq)]
-struct State {
-    /// Which version `web` is at, and whose file the host has.
-    container: String,
-    /// The images in the store.
-    images: String,
-}
-
-impl State {
-    fn of(host: &Host) -> Self {
-        let container = host.sh(&format!(
-            "readlink {C}/web && cat {C}/web/rootfs/srv/index.html; cat {HOST_FILE} 2>/dev/null"
-        ));
-        Self {
-            container: container.out(),
-            images: host.atomic_ok("images list --json"),
-        }
-    }
-
-    fn has_web(&self) -> bool {
-        self.container.contains("web.")
-    }
 }
 
 struct Trial<'t> {
@@ -232,7 +133,7 @@ impl Trial<'_> {
 fn try_on(kind: &Kind) {
     let registry = Registry::start();
     let scratch = Scratch::new("power");
-    let disk = new_disk(&scratch, kind);
+    let disk = Disk::new(&scratch, kind);
     let host = Host::boot_on(&disk.mount);
     host.add_recovery();
     let port = free_port();

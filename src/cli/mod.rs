@@ -96,8 +96,8 @@ Files:
   /etc/systemd/system           units
   /etc/tmpfiles.d               directories of containers
   /var/lib/NAME                 volumes and persistent writes of a container
-  /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, watch, auto_update, update_window,
-                                keep_blobs, max_layer_bytes, import_memory_bytes, default_signer
+  /etc/atomic-rs.toml           checkout_path, ostree_repository, runtime, stop_timeout, watch, registry_timeout, auto_update,
+                                update_window, keep_blobs, max_layer_bytes, import_memory_bytes, default_signer
   /etc/atomic.conf              what the original's file says counts where this one is silent
   /etc/atomic-rs/templates      service.tera, config.json.tera, tmpfiles.tera in place of the built-in ones
 

@@ -101,7 +101,7 @@ impl VerifyImage {
             let remote = if self.offline {
                 None
             } else {
-                self.newest(call, image)
+                self.newest(call, image)?
             };
             let differs = remote.as_ref().is_some_and(|id| *id != image.id());
             if differs || !damage.is_empty() || !findings.relabelled.is_empty() {
@@ -168,7 +168,7 @@ impl VerifyImage {
     }
 
     /// The id the registry has for the same name; nothing where it cannot be asked.
-    fn newest(&self, call: &mut Call<'_>, image: &StoredImage) -> Option<String> {
+    fn newest(&self, call: &mut Call<'_>, image: &StoredImage) -> Result<Option<String>> {
         let from = image.source.as_deref().unwrap_or(&image.name);
         let asked = self.source.reference(from).and_then(|reference| {
             if reference.is_unqualified() {
@@ -185,10 +185,11 @@ impl VerifyImage {
             Remote::open(call.config, &reference, &access)
         });
         match asked {
-            Ok(remote) => Some(remote.digest().hex()),
+            Ok(remote) => Ok(Some(remote.digest().hex())),
+            Err(error) if matches!(error.kind(), Kind::Interrupted(_)) => Err(error),
             Err(error) => {
                 call.out.note(error.to_string());
-                None
+                Ok(None)
             }
         }
     }

@@ -40,6 +40,21 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     fsync_dir(parent(path))
 }
 
+/// Keep room for the next [`replace_file`] of `path`, for about as many bytes, if there is any: it writes where this is.
+pub fn keep_room(path: &Path, bytes: usize) {
+    let aside = beside(path);
+    let kept = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&aside)
+        .and_then(|mut file| file.write_all(&vec![0; bytes]));
+    if let Err(error) = kept {
+        tracing::debug!(%error, "no room is kept");
+    }
+}
+
 /// Make the symlink `path` point to `target`, replacing an old one in one step, durably.
 pub fn replace_symlink(path: &Path, target: &Path) -> Result<()> {
     let aside = beside(path);
@@ -81,10 +96,13 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
 pub fn remove_if_exists(path: &Path) -> Result<()> {
     fault::point("remove a file")?;
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).context(|| format!("cannot remove {}", path.display()))
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        // A file system that is read-only says so before it looks.
+        Err(_) if matches!(std::fs::symlink_metadata(path), Err(error) if error.kind() == ErrorKind::NotFound) => {
+            Ok(())
         }
-        _ => Ok(()),
+        Err(error) => Err(error).context(|| format!("cannot remove {}", path.display())),
     }
 }
 

@@ -14,8 +14,8 @@ mod root;
 mod unpack;
 
 pub use atomic::{
-    fsync_dir, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename, rename_new,
-    replace_file, replace_symlink, sweep_beside, sync_file_system, write_new_file,
+    fsync_dir, keep_room, link_or_copy, make_private_dir, remove_if_exists, remove_tree, rename,
+    rename_new, replace_file, replace_symlink, sweep_beside, sync_file_system, write_new_file,
 };
 pub use files::{FileStat, Files, Node, Walked};
 pub use lock::{Lock, Mode};

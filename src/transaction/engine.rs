@@ -72,7 +72,14 @@ fn apply_or_return(
         Err(error) => {
             let failure = Failure::new(error, journal, host.config().is_system);
             if past_return(journal) {
-                return Err(failure.error);
+                let kind = failure.error.kind();
+                let text = format!(
+                    "{}\nthe {} of {name} is done but for what is tidied up after it: run \"atomic-rs recover {name}\" when the cause is gone",
+                    failure.error,
+                    plan.verb,
+                    name = plan.name
+                );
+                return Err(Error::new(kind, text));
             }
             match back(host, paths, journal, Some(&failure)) {
                 Ok(()) => {
@@ -251,7 +258,13 @@ fn back(
     failure: Option<&Failure>,
 ) -> Result<()> {
     journal.direction = Direction::Back;
-    journal.save(paths)?;
+    match journal.save(paths) {
+        // Before the switch there is no other way, written down or not.
+        Err(error) if journal.phase < Phase::Switch => {
+            tracing::warn!(%error, "the journal is not written");
+        }
+        saved => saved?,
+    }
     let plan = journal.plan.clone();
     if let Some(failure) = failure
         && journal.phase >= Phase::Prove
@@ -260,6 +273,8 @@ fn back(
         // The return matters more than what is written about it.
         tracing::warn!(%error, "the ledger is not written");
     }
+    // From here on the way back may use it: the link that is put back is a new one for a moment.
+    safefs::sweep_beside(paths.journal().as_std_path())?;
     let unit = plan.name.unit();
     let stopped = journal.phase >= Phase::Stop;
     if journal.phase >= Phase::Switch {

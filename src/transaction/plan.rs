@@ -144,6 +144,9 @@ impl Plan {
     }
 }
 
+/// By how much its text grows at the most.
+const WORDS: usize = 64;
+
 impl Journal {
     /// The journal of a change that is about to begin.
     pub fn new(plan: Plan) -> Self {
@@ -162,7 +165,10 @@ impl Journal {
             safefs::make_private_dir(parent.as_std_path())?;
         }
         let text = serde_json::to_vec(self).context(|| "cannot write the journal".into())?;
-        safefs::replace_file(path.as_std_path(), &text, 0o600)
+        safefs::replace_file(path.as_std_path(), &text, 0o600)?;
+        // On a disk that gets full meanwhile, a way back must be found that is written down.
+        safefs::keep_room(path.as_std_path(), text.len() + WORDS);
+        Ok(())
     }
 
     /// Read the journal of a container, if a change was interrupted.
@@ -183,6 +189,7 @@ impl Journal {
     pub fn remove(paths: &Paths) -> Result<()> {
         let path = paths.journal();
         safefs::remove_if_exists(path.as_std_path())?;
+        safefs::sweep_beside(path.as_std_path())?;
         match path.parent() {
             Some(parent) => safefs::fsync_dir(parent.as_std_path()),
             None => Ok(()),

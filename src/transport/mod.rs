@@ -136,8 +136,18 @@ impl Source {
         if tls_verify == Some(false) {
             command = command.arg("--tls-verify=false");
         }
-        let proxy = Proxy::open(command.into_command(), &reference.to_skopeo(), interrupt)
-            .map_err(|error| explain(reference, error))?;
+        let patience = match reference.transport {
+            Transport::Registry { .. } => skopeo.patience,
+            // Some write a whole image before they answer.
+            _ => None,
+        };
+        let proxy = Proxy::open(
+            command.into_command(),
+            &reference.to_skopeo(),
+            patience,
+            interrupt,
+        )
+        .map_err(|error| explain(reference, error))?;
         Ok(Self {
             reference: reference.clone(),
             skopeo: skopeo.clone(),
@@ -295,17 +305,24 @@ fn explain(reference: &Reference, error: Error) -> Error {
         "unauthorized",
         "authentication required",
         "access denied",
+        "denied: ",
         "403 (Forbidden)",
     ]) {
         (
             Kind::Transport,
             "the registry refused the credentials: use --creds, --authfile or \"skopeo login\"",
         )
+    } else if has(&["toomanyrequests", "429 (Too Many Requests)"]) {
+        (
+            Kind::Transport,
+            "the registry was asked too often: try again later, or with credentials",
+        )
     } else if has(&[
         "connection refused",
         "no such host",
         "network is unreachable",
         "i/o timeout",
+        "bytes came in",
     ]) {
         (Kind::Transport, "the registry cannot be reached")
     } else if has(&["server gave HTTP response to HTTPS client"]) {

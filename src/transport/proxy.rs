@@ -16,6 +16,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
     SocketType,
 };
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 use serde_json::{Value, json};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -30,6 +31,8 @@ const OLDEST: u32 = 3;
 const LOOK: Duration = Duration::from_millis(50);
 /// After so long without a byte skopeo is asked whether what it sends failed.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Who sends less in the time that is waited for a registry, sends nothing.
+const FEW_BYTES: u64 = 4096;
 /// How long skopeo may take to put its things away.
 const CLOSE: Duration = Duration::from_secs(2);
 /// So much of what was not read is read all the same, so that skopeo can say how it went.
@@ -48,6 +51,8 @@ pub struct Proxy {
     line: Mutex<Line>,
     freed: Condvar,
     interrupt: Interrupt,
+    /// How long it is waited for an answer, and for some bytes.
+    patience: Option<Duration>,
     image: Value,
 }
 
@@ -74,9 +79,16 @@ struct Turn<'p> {
 impl Proxy {
     /// Start `command`, which becomes the proxy, and open the image that `reference` names in skopeo's way.
     ///
+    /// `patience`: whoever is silent for so long is given up.
+    ///
     /// # Errors
     /// [`Kind::Transport`] in skopeo's words.
-    pub fn open(mut command: Command, reference: &str, interrupt: &Interrupt) -> Result<Self> {
+    pub fn open(
+        mut command: Command,
+        reference: &str,
+        patience: Option<Duration>,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
         let failed = || "cannot start skopeo".into();
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -98,6 +110,7 @@ impl Proxy {
             line: Mutex::new(Line::Free),
             freed: Condvar::new(),
             interrupt: interrupt.clone(),
+            patience,
             image: Value::Null,
         };
         let version = proxy.ask("Initialize", &[])?.value;
@@ -153,6 +166,8 @@ impl Proxy {
             left: size,
             turn: None,
             outcome: None,
+            waited: Duration::ZERO,
+            came: 0,
         })
     }
 
@@ -172,6 +187,18 @@ impl Proxy {
             Ok(ready) => Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error).context(|| "cannot wait for skopeo".into()),
+        }
+    }
+
+    /// Fail if it was waited too long for so few bytes.
+    fn check_patience(&self, waited: Duration, came: u64) -> Result<()> {
+        match self.patience {
+            Some(patience) if waited >= patience && came < FEW_BYTES => fail!(
+                Kind::Transport,
+                "{came} bytes came in {} seconds (registry_timeout in the configuration)",
+                patience.as_secs()
+            ),
+            _ => Ok(()),
         }
     }
 
@@ -218,13 +245,26 @@ impl Proxy {
         })
     }
 
-    /// What it printed before it ended.
+    /// What it printed before it ended, or else how it ended.
     fn last_words(&self) -> String {
         let mut text = Vec::new();
         let mut stderr = &self.stderr;
         // Without its words the error is still one.
         let _ = stderr.rewind().and_then(|()| stderr.read_to_end(&mut text));
-        String::from_utf8_lossy(&text).trim().to_owned()
+        let text = String::from_utf8_lossy(&text).trim().to_owned();
+        if !text.is_empty() {
+            return text;
+        }
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let id = WaitId::Pid(Pid::from_child(&self.skopeo));
+        match rustix::process::waitid(id, ended) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (_, Some(signal)) => format!("by signal {signal}"),
+                (Some(status), _) => format!("with status {status}"),
+                _ => "without a word".into(),
+            },
+            _ => "without a word".into(),
+        }
     }
 
     /// Have it remove what it unpacked, for which some sources need it, and wait for its end.
@@ -272,8 +312,10 @@ impl Turn<'_> {
     /// Wait for the answer.
     fn receive(&mut self) -> Result<Answer> {
         let proxy = self.proxy;
+        let begun = Instant::now();
         while !Proxy::wait(&mut [PollFd::new(proxy.socket(), PollFlags::IN)])? {
             proxy.interrupt.check()?;
+            proxy.check_patience(begun.elapsed(), 0)?;
         }
         self.is_waiting = false;
         let mut message = vec![0; MAX_MESSAGE_BYTES];
@@ -337,6 +379,9 @@ pub struct Content<'p> {
     /// Held while skopeo is asked how it went.
     turn: Option<Turn<'p>>,
     outcome: Option<Result<()>>,
+    /// How long it was waited, and for how many bytes, since that was last looked at.
+    waited: Duration,
+    came: u64,
 }
 
 impl<'p> Content<'p> {
@@ -370,6 +415,19 @@ impl<'p> Content<'p> {
     fn begin(&self, mut turn: Turn<'p>) -> Result<Turn<'p>> {
         turn.send("FinishPipe", &[self.id.into()])?;
         Ok(turn)
+    }
+
+    /// Count from now on, if it was waited for as long as it may be.
+    fn look_at_clock(&mut self) -> Result<()> {
+        self.proxy.check_patience(self.waited, self.came)?;
+        if self
+            .proxy
+            .patience
+            .is_some_and(|patience| self.waited >= patience)
+        {
+            (self.waited, self.came) = (Duration::ZERO, 0);
+        }
+        Ok(())
     }
 
     /// Ask if it is time to, and wait a moment.
@@ -416,12 +474,19 @@ impl Read for Content<'_> {
             match rustix::io::read(pipe, &mut *buffer) {
                 Ok(n) => {
                     self.left = self.left.saturating_sub(n as u64);
+                    self.came += n as u64;
+                    self.waited += begun.elapsed();
+                    self.look_at_clock().map_err(io::Error::other)?;
                     return Ok(n);
                 }
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             self.listen(begun).map_err(io::Error::other)?;
+            let waited = self.waited + begun.elapsed();
+            self.proxy
+                .check_patience(waited, self.came)
+                .map_err(io::Error::other)?;
         }
     }
 }

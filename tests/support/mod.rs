@@ -2,16 +2,19 @@
 #![allow(dead_code, missing_docs, unreachable_pub, unused_imports)] // each test uses a part
 
 pub mod debian;
+pub mod disk;
 pub mod docker;
 pub mod host;
 pub mod images;
 pub mod place;
 pub mod random;
 pub mod registry;
+pub mod scene;
 pub mod tokens;
 pub mod tree;
 pub mod user;
 pub mod whole;
+pub mod wicked;
 pub mod wire;
 
 use std::io::{Read as _, Write as _};

@@ -15,26 +15,30 @@ impl Random {
 
     /// Another one, for another thread.
     pub fn branch(&mut self) -> Self {
-        Self(self.bits())
+        Self(self.step())
     }
 
-    fn bits(&mut self) -> u64 {
+    fn step(&mut self) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        // The lower bits repeat soon.
-        self.0.rotate_left(32)
+        self.0
+    }
+
+    /// The upper bits: the lower ones repeat soon.
+    fn bits(&mut self) -> u32 {
+        u32::try_from(self.step() >> 32).unwrap()
     }
 
     /// From 0 to 1.
     pub fn fraction(&mut self) -> f64 {
-        f64::from(self.bits() as u32) / f64::from(u32::MAX)
+        f64::from(self.bits()) / f64::from(u32::MAX)
     }
 
     /// Below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.bits() as u32).unwrap() % end
+        usize::try_from(self.bits()).unwrap() % end
     }
 
     /// One of them.

@@ -69,3 +69,33 @@ pub fn assert_whole(host: &Host, port: u16, at: &str) {
         assert_eq!(host.read(HOST_FILE), host.read(&brings), "{at}");
     }
 }
+
+/// What is on a host.
+#[derive(Debug, PartialEq)]
+pub struct State {
+    /// Which version `web` is at, and whose file the host has.
+    pub container: String,
+    /// The images in the store, by name.
+    pub images: String,
+}
+
+impl State {
+    pub fn of(host: &Host) -> Self {
+        let container = host.sh(&format!(
+            "readlink {C}/web && cat {C}/web/rootfs/srv/index.html; cat {HOST_FILE} 2>/dev/null"
+        ));
+        let listed = host.atomic_ok("images list --json");
+        let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap();
+        let images = listed
+            .iter()
+            .map(|image| format!("{}:{} {}\n", image["repo"], image["tag"], image["id"]));
+        Self {
+            container: container.out(),
+            images: images.collect(),
+        }
+    }
+
+    pub fn has_web(&self) -> bool {
+        self.container.contains("web.")
+    }
+}
