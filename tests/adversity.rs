@@ -30,6 +30,8 @@ fn error_of(case: &str, output: &Output) -> String {
             "waiting for ",
             "web.service is watched",
             " WARN ",
+            "Attempting to roll back",
+            "Rolling back container",
         ]
         .iter()
         .any(|told| line.starts_with(told))

@@ -111,10 +111,18 @@ impl Info {
     pub fn read(deployment: &Utf8Path) -> Result<Self> {
         let path = deployment.join("info");
         let text = std::fs::read(&path).kind(Kind::Invalid, || format!("cannot read {path}"))?;
+        Self::parse(&text, &path)
+    }
+
+    /// The same of what stands in the file `path`.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it is not JSON of that shape.
+    pub fn parse(text: &[u8], path: &Utf8Path) -> Result<Self> {
         let mut info: Self =
-            serde_json::from_slice(&text).kind(Kind::Invalid, || format!("{path} is not valid"))?;
+            serde_json::from_slice(text).kind(Kind::Invalid, || format!("{path} is not valid"))?;
         // Hosts of old have no such key; a container without unit is the exception there.
-        if !String::from_utf8_lossy(&text).contains("\"has-container-service\"") {
+        if !String::from_utf8_lossy(text).contains("\"has-container-service\"") {
             info.has_container_service = true;
         }
         Ok(info)

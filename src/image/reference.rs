@@ -329,6 +329,11 @@ impl FromStr for Reference {
                 name: Some(rest.parse()?),
             }),
             // `dockertar:///abs` and `dockertar:/abs` mean the same file.
+            // skopeo takes what follows a colon for a name.
+            "dockertar" if rest.contains(':') => fail!(
+                Kind::Invalid,
+                "\"{text}\" has a colon in its path: docker-archive:PATH:NAME names an image in an archive"
+            ),
             "dockertar" => at_path(
                 &match rest.trim_start_matches('/') {
                     "" => String::new(),
@@ -481,6 +486,7 @@ mod tests {
             &"x".repeat(600),
             "oci-archive:",
             "dockertar:/",
+            "dockertar:/tmp/x:1",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

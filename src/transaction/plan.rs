@@ -182,7 +182,24 @@ impl Journal {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).context(|| format!("cannot read {path}")),
         };
-        parse(&text, &path).map(Some)
+        Self::parse(&text, &path).map(Some)
+    }
+
+    /// Read what stands in the file `path`.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it cannot be understood.
+    pub fn parse(text: &[u8], path: &Utf8Path) -> Result<Self> {
+        let journal: Self =
+            serde_json::from_slice(text).kind(Kind::Invalid, || format!("{path} is not valid"))?;
+        if journal.format != FORMAT {
+            fail!(
+                Kind::Invalid,
+                "{path} has the format {}, which a newer atomic-rs wrote: recover with that one",
+                journal.format
+            );
+        }
+        Ok(journal)
     }
 
     /// The change is over.
@@ -195,17 +212,4 @@ impl Journal {
             None => Ok(()),
         }
     }
-}
-
-fn parse(text: &[u8], path: &Utf8Path) -> Result<Journal> {
-    let journal: Journal =
-        serde_json::from_slice(text).kind(Kind::Invalid, || format!("{path} is not valid"))?;
-    if journal.format != FORMAT {
-        fail!(
-            Kind::Invalid,
-            "{path} has the format {}, which a newer atomic-rs wrote: recover with that one",
-            journal.format
-        );
-    }
-    Ok(journal)
 }

@@ -10,6 +10,7 @@ pub mod place;
 pub mod random;
 pub mod registry;
 pub mod scene;
+pub mod targets;
 pub mod tokens;
 pub mod tree;
 pub mod user;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use host::Host;
+pub use place::Place;
 pub use random::Random;
 pub use registry::Registry;
 pub use user::User;
