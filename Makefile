@@ -11,7 +11,7 @@ PACKAGES = build-essential pkg-config libostree-dev libselinux1-dev libclang-dev
 	docker-registry docker.io podman proot libfakechroot xz-utils bzip2 adduser apache2-utils systemd systemd-container dbus dbus-user-session uidmap \
 	busybox-static attr umoci erofs-utils zstd rpm dnf createrepo-c lintian libcap2-bin selinux-policy-default curl gnupg openssl git git-annex jq procps python3 time xfsprogs e2fsprogs qemu-utils util-linux
 
-.PHONY: all deps demo test torture deny bench install man clean
+.PHONY: all deps demo test torture fuzz deny bench install man clean
 
 all: deps
 	$(CARGO) build --release
@@ -40,9 +40,23 @@ test: deps
 	if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline --log-level error check bans licenses sources; fi
 	$(CARGO) test --no-fail-fast
 
-# Every fault point of every verb, a thousand kills at random moments: hours. ATOMIC_RS_SEED repeats a run.
+# The long forms of what "make test" tries in short: every fault point of every verb, a thousand kills and hundreds of
+# power cuts at random moments, disks of all sizes, crowds and races for minutes, fuzzing for ten: hours. Prints the
+# tables. ATOMIC_RS_SEED repeats a run.
 torture: deps
-	ATOMIC_RS_TORTURE=1 $(CARGO) test --no-fail-fast --test faults --test crash --test hostile -- --nocapture
+	ATOMIC_RS_TORTURE=1 $(CARGO) test --no-fail-fast --test faults --test crash --test power --test adversity \
+		--test hostile --test fuzz --test crowd --test race -- --nocapture
+
+# The targets of tests/fuzz.rs with libFuzzer, which is guided by what it reaches: ten minutes each, from the corpus in
+# tests/corpus. Wants cargo-fuzz ("cargo install cargo-fuzz").
+FUZZ_SECONDS ?= 600
+fuzz: deps
+	cd fuzz && cargo fuzz build --fuzz-dir . -s none any
+	for target in tests/corpus/*; do \
+		mkdir -p target/fuzz/$${target##*/} && \
+		ATOMIC_RS_FUZZ=$${target##*/} fuzz/target/*/release/any -max_total_time=$(FUZZ_SECONDS) \
+			-artifact_prefix=target/fuzz/ target/fuzz/$${target##*/} $$target || exit 1; \
+	done
 
 # What make test leaves out because it needs the list of advisories from the network.
 deny:

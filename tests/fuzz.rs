@@ -141,7 +141,7 @@ fn no_input_breaks_a_promise() {
 fn archive(random: &mut Random) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let (above, names) = (["a", "b"], ["cc", "d.e", "f g", "h\u{e9}", "-i", "j\\k"]);
-    for number in 0..1 + random.below(12) {
+    for number in 0..=random.below(12) {
         let mut path: Vec<&str> = (0..random.below(3))
             .map(|_| *random.one_of(&above))
             .collect();

@@ -101,6 +101,8 @@ impl Scene {
                 "uninstall web".into()
             }
             "prune" => {
+                // What is left of others is not this one's to remove.
+                self.host.atomic_ok("images prune");
                 self.push(true);
                 self.host.atomic_ok(&format!("pull {name}"));
                 self.host.atomic_ok(&format!("-y images delete -f {name}"));
