@@ -18,6 +18,8 @@ use tar::EntryType;
 
 /// For one verb on one image, on a machine that does other things as well.
 const LIMIT: Duration = Duration::from_mins(1);
+/// A user who is nobody else.
+const SOMEBODY: u32 = 64_711;
 /// Address space, in KB, of which a large part is only mapped.
 const MEMORY: u64 = 3 << 20;
 
@@ -629,20 +631,28 @@ fn documents() -> Vec<(&'static str, Change)> {
 /// Run a verb within its limits; how long it took and whether the image was taken.
 fn run(place: &Place, what: &str, words: &[&str]) -> (Duration, bool) {
     let start = Instant::now();
-    let output = Command::new("sh")
+    let mut command = Command::new("sh");
+    command
         .args([
             "-c",
             "ulimit -v $0; limit=$1; shift; exec timeout -s KILL $limit \"$@\"",
             &MEMORY.to_string(),
             &LIMIT.as_secs().to_string(),
         ])
-        .arg(program())
-        .args(words)
         .current_dir(place.directory())
-        .env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"))
-        .env("ATOMIC_RS_CONFIG", place.path("config.toml"))
-        .output()
-        .unwrap();
+        .env("ATOMIC_RS_CONFIG", place.path("config.toml"));
+    if words[0] == "rootless" {
+        // By somebody, with a store of their own.
+        let home = place.path("home");
+        std::fs::create_dir_all(&home).unwrap();
+        std::os::unix::fs::chown(&home, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+        let ids = [format!("--reuid={SOMEBODY}"), format!("--regid={SOMEBODY}")];
+        command.arg("setpriv").args(ids).arg("--clear-groups");
+        command.env("HOME", home);
+    } else {
+        command.env("ATOMIC_OSTREE_CHECKOUT_PATH", place.path("store"));
+    }
+    let output = command.arg(program()).args(words).output().unwrap();
     let took = start.elapsed();
     let said = output.err();
     assert!(
@@ -672,7 +682,8 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
     std::fs::write(place.path("config.toml"), "max_layer_bytes = 200000000\n").unwrap();
     let outside = victim.display().to_string();
     let before = watched(&victim);
-    let (mut cases, mut taken, mut slowest) = (0, 0, (Duration::ZERO, ""));
+    let (mut cases, mut taken, mut made) = (0, 0, 0);
+    let mut slowest = (Duration::ZERO, "");
     let mut check = |what: &'static str, at: &Path| {
         cases += 1;
         let plain = format!("oci:{}", at.display());
@@ -681,6 +692,8 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
             vec!["pull", &plain],
             vec!["bootstrap", "--quiet", "--force", &plain, "./root"],
             vec!["archive", "save", &plain, "./saved"],
+            // This mode changes files and links of the tree.
+            vec!["rootless", "create", "--mode", "F1", &plain],
         ] {
             let (took, is_taken) = run(&place, what, &words);
             println!("{took:?} {is_taken} {} {what}", words[0]);
@@ -688,6 +701,7 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
                 slowest = (took, what);
             }
             taken += u32::from(is_taken && words[0] == "pull");
+            made += u32::from(is_taken && words[0] == "rootless");
             let after = watched(&victim);
             assert!(
                 after == before,
@@ -704,7 +718,12 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
             );
             assert!(found.is_empty(), "{what}: {found}");
         }
-        for made in [root.as_path(), &place.path("saved"), at] {
+        for made in [
+            root.as_path(),
+            &place.path("saved"),
+            &place.path("home"),
+            at,
+        ] {
             let _ = std::fs::remove_dir_all(made);
         }
     };
@@ -742,7 +761,7 @@ fn hostile_images_are_refused_or_harmless_within_limits() {
         slowest.0, slowest.1
     );
     assert!(
-        taken > 10,
+        taken > 10 && made > 10,
         "hardly anything was taken: is it refused for what it is?"
     );
     // The store is whole, and takes a good image.
