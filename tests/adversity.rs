@@ -342,7 +342,7 @@ fn try_without_room(is_inodes: bool) {
         "prune",
     ] {
         // A step of another size at each try goes through the phases.
-        let step = if is_inodes { 7 } else { 50 };
+        let step = if is_inodes { 10 } else { 50 };
         let step = if is_torture() { step / 5 } else { step };
         let mut left = 0;
         loop {
