@@ -195,8 +195,20 @@ impl<'a> Spot<'a> {
         }
     }
 
+    /// With the paths that people know, in place of those by way of the open directory.
     fn told(&self, result: Result<()>) -> Result<()> {
-        result.map_err(|error| error.within(&self.target))
+        result.map_err(|error| {
+            let way = self
+                .names()
+                .and_then(|names| Some(names.at.parent()?.to_owned()));
+            let (Some(way), Some(directory)) = (way, self.target.parent()) else {
+                return error.within(&self.target);
+            };
+            let text = error
+                .to_string()
+                .replace(&*way.to_string_lossy(), directory.as_str());
+            Error::new(error.kind(), text).within(&self.target)
+        })
     }
 }
 
