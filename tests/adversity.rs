@@ -505,9 +505,7 @@ fn what_cannot_be_written_or_run_is_one_error_and_changes_nothing() {
 #[test]
 fn a_bus_that_goes_in_the_middle_leaves_one_version() {
     let registry = Registry::start();
-    let host = Host::boot_with(|root| {
-        std::fs::write(root.join("etc/atomic-rs.toml"), "watch = 4\n").unwrap();
-    });
+    let host = Host::watching(4);
     let port = free_port();
     let name = registry.name("web");
     images::plain(port, "one").push(&registry, "web");

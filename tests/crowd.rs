@@ -185,9 +185,7 @@ fn sixteen_at_once_lose_nothing_and_are_refused_only_what_cannot_be() {
 #[test]
 fn the_second_of_two_updates_waits_says_so_and_sees_what_the_first_did() {
     let registry = Registry::start();
-    let host = Host::boot_with(|root| {
-        std::fs::write(root.join("etc/atomic-rs.toml"), "watch = 3\n").unwrap();
-    });
+    let host = Host::watching(3);
     let port = free_port();
     let name = registry.name("web");
     plain(port, "one").push(&registry, "web");

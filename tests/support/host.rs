@@ -52,6 +52,14 @@ impl Host {
         Self::start(scratch, &base, containers, prepare)
     }
 
+    /// The same with another time for which new versions are watched, in seconds.
+    pub fn watching(seconds: u32) -> Self {
+        Self::boot_with(|root| {
+            let config = format!("watch = {seconds}\n");
+            std::fs::write(root.join("etc/atomic-rs.toml"), config).unwrap();
+        })
+    }
+
     /// A host that has all it writes in `disk`, the root of a file system of its own. One that was there before boots
     /// again as it was.
     pub fn boot_on(disk: &Path) -> Self {
