@@ -126,6 +126,11 @@ impl fmt::Display for Name {
     }
 }
 
+/// More than any registry takes, in bytes.
+const MAX_NAME: usize = 512;
+/// What a digest adds.
+const PINNED: usize = "@sha256:".len() + 64;
+
 impl FromStr for Name {
     type Err = Error;
 
@@ -136,8 +141,9 @@ impl FromStr for Name {
                 format!("\"{text}\" is not an image name: {why}"),
             )
         };
-        if text.len() > 512 {
-            return Err(bad("longer than 512 characters"));
+        let too_long = || bad("longer than 512 characters");
+        if text.len() > MAX_NAME + PINNED {
+            return Err(too_long());
         }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
@@ -174,6 +180,17 @@ impl FromStr for Name {
             (None, None) => Some("latest".to_owned()),
             (tag, _) => tag,
         };
+        // With all that it says when it is written, or it could not be read again.
+        let parts = [registry.as_deref(), Some(path), tag.as_deref()];
+        if parts
+            .into_iter()
+            .flatten()
+            .map(|part| part.len() + 1)
+            .sum::<usize>()
+            > MAX_NAME
+        {
+            return Err(too_long());
+        }
         Ok(Self {
             registry,
             path: path.to_owned(),
