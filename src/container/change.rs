@@ -5,7 +5,7 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::config::Config;
-use crate::deployment::{ContainerName, Info, Paths, Slot, read_config};
+use crate::deployment::{self, ContainerName, Info, Paths, Slot, read_config};
 use crate::error::{Error, Kind, Result};
 use crate::safefs::Lock;
 use crate::store::{DEPLOYMENT_PREFIX, Store};
@@ -91,12 +91,7 @@ pub fn interrupted(config: &Config) -> Result<Vec<ContainerName>> {
         Ok(entries) => {
             for entry in entries.flatten() {
                 let file = entry.file_name();
-                // Also the one that was being written: `.NAME.json.new`.
-                let name = file
-                    .to_str()
-                    .map(|file| file.trim_start_matches('.').trim_end_matches(".new"))
-                    .and_then(|file| file.strip_suffix(".json"))
-                    .and_then(|name| name.parse().ok());
+                let name = file.to_str().and_then(deployment::journal_of);
                 names.extend(name);
             }
         }

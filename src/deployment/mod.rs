@@ -318,6 +318,12 @@ pub fn check_collision(config: &Config, name: &ContainerName) -> Result<()> {
     Ok(())
 }
 
+/// Whose journal a file is, by its name: also the one that is being written, or keeps room for that, `.NAME.json.new`.
+pub fn journal_of(file: &str) -> Option<ContainerName> {
+    let file = file.trim_start_matches('.').trim_end_matches(".new");
+    file.strip_suffix(".json")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

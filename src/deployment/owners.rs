@@ -196,10 +196,10 @@ pub fn sweep(config: &Config, own: Option<&ContainerName>) -> Result<()> {
         return Ok(());
     }
     let _turn = turn(config)?;
-    let own = own.map(|own| format!("{own}.json"));
     let moving = list(&config.checkouts.join(".journal"))?
         .iter()
-        .any(|path| path.file_name() != own.as_deref());
+        .map(|path| super::journal_of(path.file_name().unwrap_or_default()))
+        .any(|name| name.is_none_or(|name| Some(&name) != own));
     if moving {
         return Ok(());
     }

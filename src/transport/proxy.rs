@@ -16,7 +16,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
     SocketType,
 };
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus};
 use serde_json::{Value, json};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -255,15 +255,20 @@ impl Proxy {
         if !text.is_empty() {
             return text;
         }
-        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        let id = WaitId::Pid(Pid::from_child(&self.skopeo));
-        match rustix::process::waitid(id, ended) {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (_, Some(signal)) => format!("by signal {signal}"),
-                (Some(status), _) => format!("with status {status}"),
-                _ => "without a word".into(),
-            },
-            _ => "without a word".into(),
+        // It is not waited for in earnest: that is for whoever closes it.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let until = Instant::now() + CLOSE;
+        loop {
+            let id = WaitId::Pid(Pid::from_child(&self.skopeo));
+            let status = rustix::process::waitid(id, look).ok().flatten();
+            let signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
+            let number = status.as_ref().and_then(WaitIdStatus::exit_status);
+            match (signal, number) {
+                (Some(signal), _) => return format!("by signal {signal}"),
+                (_, Some(number)) => return format!("with status {number}"),
+                _ if Instant::now() >= until => return "without a word".into(),
+                _ => std::thread::sleep(POLL),
+            }
         }
     }
 
