@@ -19,6 +19,16 @@ use support::{
     wait_for_answer,
 };
 
+const VERBS: [&str; 7] = [
+    "pull",
+    "install",
+    "update",
+    "rollback",
+    "repair",
+    "uninstall",
+    "prune",
+];
+
 /// The one line that says what went wrong, which is printed.
 fn error_of(case: &str, output: &Output) -> String {
     let text = output.err();
@@ -332,15 +342,7 @@ fn try_without_room(is_inodes: bool) {
         "ostree config --repo={C}/.storage/ostree set core.min-free-space-percent 0"
     ));
     let (mut tried, mut refused) = (0, 0);
-    for verb in [
-        "pull",
-        "install",
-        "update",
-        "rollback",
-        "repair",
-        "uninstall",
-        "prune",
-    ] {
+    for verb in VERBS {
         // A step of another size at each try goes through the phases.
         let step = if is_inodes { 10 } else { 50 };
         let step = if is_torture() { step / 5 } else { step };
@@ -437,15 +439,7 @@ fn what_cannot_be_written_or_run_is_one_error_and_changes_nothing() {
         (
             "store read-only",
             &store,
-            &[
-                "pull",
-                "install",
-                "update",
-                "rollback",
-                "repair",
-                "uninstall",
-                "prune",
-            ][..],
+            &VERBS[..],
             &["Read-only file system", "read-only"][..],
         ),
         (
@@ -507,19 +501,7 @@ fn a_bus_that_goes_in_the_middle_leaves_one_version() {
     let registry = Registry::start();
     let host = Host::watching(4);
     let port = free_port();
-    let name = registry.name("web");
-    images::plain(port, "one").push(&registry, "web");
-    host.atomic_ok(&format!("install --name web {name}"));
-    host.ok("systemctl start web");
-    images::plain(port, "two").push(&registry, "web");
-    let update = host
-        .command("atomic-rs")
-        .args(["update", "web"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_for_answer(port, "two");
+    let update = host.begin_update(&registry, port);
     host.sh("systemctl stop dbus.socket dbus.service");
     let output = update.wait_with_output().unwrap();
     host.ok("systemctl start dbus.socket dbus.service");

@@ -3,12 +3,12 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::images::{Image, Layer, plain};
+use support::images::{Image, Layer};
 use support::whole::C;
 use support::{Host, Random, Registry, Said as _, free_port, is_torture, wait_for_answer};
 
@@ -187,20 +187,7 @@ fn the_second_of_two_updates_waits_says_so_and_sees_what_the_first_did() {
     let registry = Registry::start();
     let host = Host::watching(3);
     let port = free_port();
-    let name = registry.name("web");
-    plain(port, "one").push(&registry, "web");
-    host.atomic_ok(&format!("install --name web {name}"));
-    host.ok("systemctl start web");
-    plain(port, "two").push(&registry, "web");
-    let first = host
-        .command("atomic-rs")
-        .args(["update", "web"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It is watching by now.
-    wait_for_answer(port, "two");
+    let first = host.begin_update(&registry, port);
     let second = host.atomic("update web");
     let first = first.wait_with_output().unwrap();
     assert_eq!(

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Said as _, Scratch, must, program};
+use super::images::plain;
+use super::{Registry, Said as _, Scratch, must, program, wait_for_answer};
 
 /// Units that have no business in a throwaway host.
 const MASKED: [&str; 9] = [
@@ -227,6 +228,23 @@ impl Host {
     /// The same where it must work.
     pub fn atomic_ok(&self, words: &str) -> String {
         self.ok(&format!("atomic-rs {words}"))
+    }
+
+    /// Have `web` run its first version, and begin to update it: the second one answers, and is being watched.
+    pub fn begin_update(&self, registry: &Registry, port: u16) -> Child {
+        plain(port, "one").push(registry, "web");
+        self.atomic_ok(&format!("install --name web {}", registry.name("web")));
+        self.ok("systemctl start web");
+        plain(port, "two").push(registry, "web");
+        let update = self
+            .command("atomic-rs")
+            .args(["update", "web"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for_answer(port, "two");
+        update
     }
 
     /// The units that bring interrupted changes in order, as they are shipped; they run at the next boot.
