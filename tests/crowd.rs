@@ -19,13 +19,11 @@ const LONG: Duration = Duration::from_mins(6);
 const IMAGES: usize = 6;
 
 /// What may be said, and by whom, where another one was quicker or there is nothing to do.
-const REFUSALS: [(&str, &str); 8] = [
+const REFUSALS: [(&str, &str); 7] = [
     ("-y images delete", "Unable to find"),
     ("-y images delete", "there are no images"),
     ("images verify", "Cannot find image"),
     ("images verify", "there are no images"),
-    // It was deleted between the pull and the lock of the container.
-    ("install", "Cannot find image"),
     ("images verify", "not as in the registry"),
     ("rollback", "Cannot find a previous deployment"),
     ("rollback", "changed meanwhile"),

@@ -69,10 +69,10 @@ pub fn bring_in_as(
     let reference: Reference = format!("oci:{layout}").parse()?;
     let remote = Remote::open(config, &reference, &Access::default())?;
     let source = format!("oci:{}", image.directory);
-    remote
+    let pulled = remote
         .fetch_as(config, store, name, source, &mut Silent)
         .map_err(|error| error.within(&image.directory))?;
-    store.find_one(&name.to_string())
+    Ok(pulled.image)
 }
 
 /// Where a blob is in a directory.

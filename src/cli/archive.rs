@@ -391,10 +391,9 @@ impl Run {
         let store = Store::open(call.config).map_err(set_up)?;
         let stored = archive::bring_in(call.config, &store, image).map_err(set_up)?;
         if call.config.is_system {
-            drop(store);
             let request = Once {
                 name: None,
-                image: stored.name,
+                image: stored,
                 values: std::collections::BTreeMap::new(),
                 options: RunOptions {
                     writable: Writable::No,
@@ -406,7 +405,7 @@ impl Run {
                 },
                 runtime: None,
             };
-            let status = run::once(call.config, &request).map_err(set_up)?;
+            let status = run::once(call.config, store, &request).map_err(set_up)?;
             return Ok(super::run::passed_on(status));
         }
         let wishes = Wishes {

@@ -153,7 +153,7 @@ impl SourceArgs {
         if let Some(foreign) = pulled.foreign.as_ref().filter(|_| !is_asked_for) {
             call.out.note(format!(
                 "{} is made for {foreign}, and this machine is {}",
-                pulled.name,
+                pulled.image.name,
                 Platform::host()
             ));
         }
@@ -187,13 +187,13 @@ impl SourceArgs {
         Ok(Outcome::Preview(Box::new(preview)))
     }
 
-    /// Make sure that an image is in the store, and return the name it has there.
+    /// Make sure that an image is in the store, and return it.
     pub fn ensure(
         &self,
         call: &mut Call<'_>,
         store: &Store,
         reference: &Reference,
-    ) -> Result<String> {
+    ) -> Result<StoredImage> {
         if let Some(name) = &reference.name
             && let Some(image) = store.image(&name.to_string())?
             && image
@@ -202,9 +202,9 @@ impl SourceArgs {
                 .is_none_or(|manifest| store.layer_commits(manifest).is_ok())
             && self.fits(store, &image)?
         {
-            return Ok(image.name);
+            return Ok(image);
         }
-        Ok(self.pull(call, store, reference, None)?.name.to_string())
+        Ok(self.pull(call, store, reference, None)?.image)
     }
 
     /// True unless another platform than the image's is asked for.

@@ -223,9 +223,8 @@ pub fn image(
     let reference = registry.reference(text)?;
     let before = crate::store::images::image_names(call.config);
     let pulled = registry.pull(call, store, &reference, None)?;
-    let name = pulled.name.to_string();
-    let was_there = before.contains(&name);
-    Ok((store.find_one(&name)?, was_there))
+    let was_there = before.contains(&pulled.image.name);
+    Ok((pulled.image, was_there))
 }
 
 /// Forget an image that was only needed for once.

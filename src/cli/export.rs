@@ -253,14 +253,15 @@ fn copied_from_source(
 
 /// Say under which names an image is in the store now.
 pub fn tell_pulled(call: &mut Call<'_>, pulled: &Pulled, json: bool) -> Result<()> {
+    let also: Vec<String> = pulled.also.iter().map(ToString::to_string).collect();
     if json {
-        let also: Vec<String> = pulled.also.iter().map(ToString::to_string).collect();
         return call.out.json(&json!({
-            "version": 1, "name": pulled.name.to_string(), "digest": pulled.digest, "also": also,
+            "version": 1, "name": pulled.image.name, "digest": pulled.digest, "also": also,
             "fetched_layers": pulled.fetched, "unchanged": pulled.unchanged,
         }));
     }
-    for name in [&pulled.name].into_iter().chain(&pulled.also) {
+    let names = std::iter::once(&pulled.image.name);
+    for name in names.chain(&also) {
         call.out.line(format!("{name} {}", pulled.digest))?;
     }
     Ok(())

@@ -192,15 +192,15 @@ impl Install {
                 let outcome = Outcome::Preview(Box::new(preview));
                 return self.change.finish(call, &host, &outcome);
             };
-            image.name
+            image
         } else {
             self.source.ensure(call, &store, &reference)?
         };
         if run::is_once(&store, &stored)? {
-            drop(store);
             if self.change.is_dry() {
                 call.out.line(format!(
-                    "run {stored} once, which is what its label atomic.run says"
+                    "run {} once, which is what its label atomic.run says",
+                    stored.name
                 ))?;
                 return Ok(self.change.exit_code());
             }
@@ -215,10 +215,9 @@ impl Install {
                 },
                 runtime: self.runtime,
             };
-            let status = run::once(call.config, &request)?;
+            let status = run::once(call.config, store, &request)?;
             return Ok(super::run::passed_on(status));
         }
-        drop(store);
         let request = container::Install {
             package: PackageWish {
                 mode: mode.unwrap_or_default(),
@@ -234,9 +233,9 @@ impl Install {
             remote,
         };
         if mode.is_none() {
-            return build(&self.change, call, &config, &request);
+            return build(&self.change, call, &config, &store, &request);
         }
-        let outcome = container::install(&host, &request)?;
+        let outcome = container::install(&host, store, &request)?;
         self.change.finish(call, &host, &outcome)
     }
 }
@@ -246,9 +245,10 @@ fn build(
     change: &ChangeArgs,
     call: &mut Call<'_>,
     config: &Config,
+    store: &Store,
     request: &container::Install,
 ) -> Result<ExitCode> {
-    let built = container::build_package(config, request, change.is_dry())?;
+    let built = container::build_package(config, store, request, change.is_dry())?;
     for note in &built.notes {
         call.out.note(note);
     }

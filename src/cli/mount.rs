@@ -65,7 +65,7 @@ impl Mount {
                 image.name.clone()
             } else {
                 let reference = self.registry.reference(&self.source)?;
-                self.registry.ensure(call, &store, &reference)?
+                self.registry.ensure(call, &store, &reference)?.name
             }
         };
         mount::mount(

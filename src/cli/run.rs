@@ -154,7 +154,6 @@ impl Run {
         }
         let store = Store::open(call.config)?;
         let image = self.source.ensure(call, &store, &reference)?;
-        drop(store);
         let request = Once {
             name: None,
             image,
@@ -166,7 +165,7 @@ impl Run {
             },
             runtime: self.runtime,
         };
-        Ok(passed_on(run::once(call.config, &request)?))
+        Ok(passed_on(run::once(call.config, store, &request)?))
     }
 }
 

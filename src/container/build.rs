@@ -73,7 +73,12 @@ fn packaged(config: &Config) -> Config {
 }
 
 /// Build a package of an image that is in the store. `dry`: only say what it would be.
-pub fn build_package(config: &Config, request: &Install, dry: bool) -> Result<Built> {
+pub fn build_package(
+    config: &Config,
+    store: &Store,
+    request: &Install,
+    dry: bool,
+) -> Result<Built> {
     let name = &request.name;
     let Some(format) = request.package.format.or(host_format(config)?) else {
         fail!(
@@ -81,9 +86,8 @@ pub fn build_package(config: &Config, request: &Install, dry: bool) -> Result<Bu
             "this host has no packages: say the format with --package-format"
         );
     };
-    let store = Store::open(config)?;
-    let image = store.find_one(&request.image)?;
-    let prepared = Prepared::new(config, &store, &image, None)?;
+    let image = &request.image;
+    let prepared = Prepared::new(config, store, image, None)?;
     let Some(commit) = prepared.commit.clone() else {
         fail!(Kind::Failed, "the image has no tree");
     };
@@ -100,7 +104,7 @@ pub fn build_package(config: &Config, request: &Install, dry: bool) -> Result<Bu
         &runtime,
         name,
         &destdir,
-        &prepared.source(&image, Some(request.reference.to_string())),
+        &prepared.source(image, Some(request.reference.to_string())),
         &Wishes {
             values: &request.values,
             options: &request.options,

@@ -1,5 +1,6 @@
 //! What install, update, rollback and uninstall have in common.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -20,7 +21,7 @@ use super::render::Rendered;
 use super::spool::Spool;
 
 /// A computed change, not applied yet. It holds the container's lock, so that what was computed
-/// stays true.
+/// stays true, and until its image is pinned that of the store, so that nobody prunes it.
 pub struct Change {
     /// What will happen.
     pub plan: Plan,
@@ -30,6 +31,8 @@ pub struct Change {
     pub notes: Vec<String>,
     /// The file of its new package, until that is part of the deployment.
     pub(super) _package: Option<Arc<Spool>>,
+    /// Where its new deployment comes from.
+    pub(super) store: Cell<Option<Store>>,
     pub(super) _lock: Lock,
 }
 
@@ -56,7 +59,7 @@ pub enum Outcome {
 impl Change {
     /// Apply it.
     pub fn apply(&self, host: &Host<'_>) -> Result<Report> {
-        transaction::apply(host, &self.plan)
+        transaction::apply(host, &self.plan, self.store.take())
     }
 }
 
@@ -201,6 +204,7 @@ pub(super) fn deploy(
         effects: Effects::default(),
         notes: [rendered.notes, rendered.host_files.compared.notes].concat(),
         _package: rendered.host_files.package.built,
+        store: Cell::default(),
         _lock: lock,
     })
 }

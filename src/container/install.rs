@@ -37,8 +37,8 @@ pub fn preview_fetch(store: &Store, remote: &Remote) -> Result<Preview> {
 pub struct Install {
     /// The container's name.
     pub name: ContainerName,
-    /// The stored image's name.
-    pub image: String,
+    /// The stored image.
+    pub image: StoredImage,
     /// Where it was pulled from.
     pub reference: Reference,
     /// `--set`
@@ -59,7 +59,7 @@ pub struct Install {
 ///
 /// # Errors
 /// Everything that would make it fail later, as far as it can be known before.
-pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
+pub fn install(host: &Host<'_>, store: Store, request: &Install) -> Result<Outcome> {
     let config = host.config();
     let name = &request.name;
     let lock = change::lock(host, name)?;
@@ -81,16 +81,15 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
             "the unit {unit} already exists on this host: choose another --name"
         );
     }
-    let store = Store::open(config)?;
-    let image = store.find_one(&request.image)?;
+    let image = &request.image;
     let slot = Slot::Zero;
-    let prepared = Prepared::new(config, &store, &image, request.remote.as_deref())?;
+    let prepared = Prepared::new(config, &store, image, request.remote.as_deref())?;
     let mut rendered = render::render(
         config,
         &runtime,
         name,
         &paths.slot(slot),
-        &prepared.source(&image, Some(request.reference.to_string())),
+        &prepared.source(image, Some(request.reference.to_string())),
         &Wishes {
             values: &request.values,
             options: &request.options,
@@ -116,7 +115,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         None,
     )?;
     let plan = Plan::new("install", name, None, Some(slot));
-    let mut effects = preview::install(&paths, &image, &rendered);
+    let mut effects = preview::install(&paths, image, &rendered);
     effects.host_files(&rendered.host_files);
     let mut change = change::deploy(
         host,
@@ -128,6 +127,7 @@ pub fn install(host: &Host<'_>, request: &Install) -> Result<Outcome> {
         rendered,
     )?;
     change.effects = effects;
+    change.store.set(Some(store));
     if let Some(subject) = &mut change.plan.subject {
         subject.auto_update = request.auto_update;
     }

@@ -1,5 +1,7 @@
 //! `rollback`: the other deployment is still there; switch to it.
 
+use std::cell::Cell;
+
 use super::change::{self, Change};
 use super::effects::{Effects, ImageMark};
 use super::hostfiles::{self, Package, Wish};
@@ -114,6 +116,7 @@ pub fn rollback(host: &Host<'_>, name: &ContainerName) -> Result<Change> {
         .chain(files.compared.notes)
         .collect(),
         _package: None,
+        store: Cell::default(),
         _lock: lock,
     })
 }

@@ -28,6 +28,7 @@ use crate::runtime::spec::{Owned, RunOptions};
 use crate::runtime::userns::Mapping;
 use crate::safefs::{self, Lock, Mode};
 use crate::store::Store;
+use crate::store::images::StoredImage;
 use crate::systemd::tmpfiles;
 use crate::transaction::Host;
 
@@ -54,7 +55,7 @@ pub struct Once {
     /// The name it gets as `$NAME`; nothing: a unique one.
     pub name: Option<ContainerName>,
     /// The stored image.
-    pub image: String,
+    pub image: StoredImage,
     /// `--set`
     pub values: BTreeMap<String, String>,
     /// What of the image's own is another: its command, and what else an image without a configuration of its own takes.
@@ -64,9 +65,8 @@ pub struct Once {
 }
 
 /// True if an image says that it is a command and no service.
-pub fn is_once(store: &Store, image: &str) -> Result<bool> {
-    let image = store.find_one(image)?;
-    Ok(store.image_config(&image)?.label(ONCE_LABEL) == Some("once"))
+pub fn is_once(store: &Store, image: &StoredImage) -> Result<bool> {
+    Ok(store.image_config(image)?.label(ONCE_LABEL) == Some("once"))
 }
 
 /// Run a command in an installed container and return how it ended.
@@ -174,28 +174,27 @@ fn make_directories(
 }
 
 /// Run a command in a throwaway deployment of an image and return how it ended.
-pub fn once(config: &Config, request: &Once) -> Result<ExitStatus> {
+pub fn once(config: &Config, store: Store, request: &Once) -> Result<ExitStatus> {
     if !config.is_system {
         fail!(
             Kind::Permission,
             "Only root can run an image that is not installed"
         );
     }
-    let store = Store::open(config)?;
-    let image = store.find_one(&request.image)?;
+    let image = &request.image;
     let runtime = Runtime::find(request.runtime.as_deref().or(config.runtime.as_deref()))?;
     let bundle = Bundle::new(config)?;
     let name = match &request.name {
         Some(name) => name.clone(),
         None => bundle.container.parse()?,
     };
-    let prepared = Prepared::new(config, &store, &image, None)?;
+    let prepared = Prepared::new(config, &store, image, None)?;
     let rendered = render::render(
         config,
         &runtime,
         &name,
         &bundle.path,
-        &prepared.source(&image, None),
+        &prepared.source(image, None),
         &Wishes {
             values: &request.values,
             options: &request.options,

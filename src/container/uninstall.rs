@@ -1,5 +1,7 @@
 //! `uninstall`: everything of a container goes, except data.
 
+use std::cell::Cell;
+
 use camino::Utf8PathBuf;
 
 use super::change::{self, Change};
@@ -134,6 +136,7 @@ pub fn uninstall(host: &Host<'_>, name: &ContainerName, purge: bool) -> Result<U
             effects,
             notes: files.compared.notes,
             _package: None,
+            store: Cell::default(),
             _lock: lock,
         },
         kept,

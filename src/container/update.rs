@@ -194,6 +194,7 @@ pub fn update(host: &Host<'_>, request: &Update, progress: &mut dyn Progress) ->
         rendered,
     )?;
     change.effects = effects;
+    change.store.set(Some(store));
     if change.plan.was_active && !request.force {
         change::check_return(&paths, from).map_err(|error| {
             Error::new(
@@ -272,10 +273,7 @@ fn find_target(
     }
     Fetching::new(remote.layers(), &remote.missing(store)?, store.path())?.check_space()?;
     let pulled = remote.fetch(config, store, progress)?;
-    Ok(Target::Stored(
-        Box::new(store.find_one(&pulled.name.to_string())?),
-        Some(typed),
-    ))
+    Ok(Target::Stored(Box::new(pulled.image), Some(typed)))
 }
 
 /// Why an image is not to be deployed, if it is not.

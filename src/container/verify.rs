@@ -1,5 +1,6 @@
 //! Is a deployment still what was deployed, and making it so again.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -213,6 +214,7 @@ pub fn repair(
         effects,
         notes,
         _package: None,
+        store: Cell::default(),
         _lock: lock,
     })
 }

@@ -11,6 +11,7 @@ use crate::image::{
     Descriptor, Digest, ImageConfig, Manifest, Name, Platform, Reference, Transport,
 };
 use crate::store::images::MAX_CONFIG_BYTES;
+use crate::store::images::StoredImage;
 use crate::store::{self, LayerRoot, Recorded, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
 use layers::Wanted;
@@ -41,8 +42,8 @@ impl Progress for Silent {
 /// What a pull did.
 #[derive(Debug, Clone)]
 pub struct Pulled {
-    /// The name it is stored under.
-    pub name: Name,
+    /// The image as it is stored, whatever becomes of its name meanwhile.
+    pub image: StoredImage,
     /// Further names its archive has for it, under which it is stored as well.
     pub also: Vec<Name>,
     /// The manifest digest.
@@ -55,6 +56,15 @@ pub struct Pulled {
     pub skipped: u64,
     /// The store already had this very image under this name.
     pub unchanged: bool,
+}
+
+/// What was brought into the store: as in [`Pulled`], and the commit of the image, or of its tree alone.
+#[derive(Default)]
+struct New {
+    commit: String,
+    fetched: usize,
+    skipped: u64,
+    foreign: Option<Platform>,
 }
 
 /// An image at its source: known, and not fetched yet.
@@ -143,10 +153,16 @@ impl Remote {
 
     /// True if the store has this very image under its name, whole and not known to be damaged.
     pub fn is_stored(&self, store: &Store) -> Result<bool> {
-        Ok(store.image(&self.name.to_string())?.is_some_and(|image| {
+        Ok(self.stored(store)?.is_some())
+    }
+
+    fn stored(&self, store: &Store) -> Result<Option<StoredImage>> {
+        let found = store.image(&self.name.to_string())?.filter(|image| {
             image.digest == Some(self.fetched.digest) && image.platform == self.recorded.platform
-        }) && self.missing(store)?.is_empty()
-            && !store.is_image_marked(&self.name, self.fetched.digest)?)
+        });
+        let is_whole = self.missing(store)?.is_empty()
+            && !store.is_image_marked(&self.name, self.fetched.digest)?;
+        Ok(found.filter(|_| is_whole))
     }
 
     /// Its config, read from the source.
@@ -173,7 +189,7 @@ impl Remote {
     /// changed.
     pub fn heal(self, config: &Config, store: &Store, progress: &mut dyn Progress) -> Result<()> {
         let _held = config.interrupt.hold();
-        self.bring_in(config, store, false, progress).map(|_| ())
+        self.bring_in(config, store, false, progress).map(drop)
     }
 
     /// Bring it into the store; only blobs that are missing are read.
@@ -188,24 +204,24 @@ impl Remote {
         progress: &mut dyn Progress,
     ) -> Result<Pulled> {
         let _held = config.interrupt.hold();
-        let unchanged = self.is_stored(store)?;
-        let (fetched, skipped, foreign) = if unchanged {
-            (0, 0, None)
+        let known = self.stored(store)?;
+        let unchanged = known.is_some();
+        let (image, new) = if let Some(image) = known {
+            (image, New::default())
         } else {
-            self.bring_in(config, store, true, progress)?
+            let new = self.bring_in(config, store, true, progress)?;
+            (store.image_at(&self.name.to_string(), &new.commit)?, new)
         };
-        if let Some(image) = store.image(&self.name.to_string())? {
-            for name in &self.also {
-                store.tag(&image, name)?;
-            }
+        for name in &self.also {
+            store.tag(&image, name)?;
         }
         Ok(Pulled {
-            name: self.name,
+            image,
             also: self.also,
             digest: self.fetched.digest,
-            foreign,
-            fetched,
-            skipped,
+            foreign: new.foreign,
+            fetched: new.fetched,
+            skipped: new.skipped,
             unchanged,
         })
     }
@@ -217,7 +233,7 @@ impl Remote {
         store: &Store,
         is_named: bool,
         progress: &mut dyn Progress,
-    ) -> Result<(usize, u64, Option<Platform>)> {
+    ) -> Result<New> {
         let (source, fetched, layers) = (&self.source, &self.fetched, &self.layers);
         let missing = self.missing(store)?;
         let is_missing = |blob: &Descriptor| missing.iter().any(|m| m.digest == blob.digest);
@@ -280,19 +296,19 @@ impl Remote {
         if is_missing(&self.config) {
             import.config(self.config.digest, &config_bytes)?;
         }
-        if is_named {
-            import.image(
-                &self.name,
-                &self.recorded,
-                &fetched.bytes,
-                fetched.digest,
-                &roots,
-            )?;
+        let commit = if is_named {
+            let (name, recorded) = (&self.name, &self.recorded);
+            import.image(name, recorded, &fetched.bytes, fetched.digest, &roots)?
         } else {
-            import.tree(fetched.digest, &roots)?;
-        }
+            import.tree(fetched.digest, &roots)?
+        };
         import.commit()?;
-        Ok((wanted.len(), skipped, image_config.foreign_platform()))
+        Ok(New {
+            commit,
+            fetched: wanted.len(),
+            skipped,
+            foreign: image_config.foreign_platform(),
+        })
     }
 }
 

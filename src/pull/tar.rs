@@ -114,8 +114,8 @@ pub fn import_layers(
     // There is no other way to get it again than these archives.
     let source = archives.first().map_or("", |first| first.as_str());
     let source = format!("oci:{source}");
-    remote.fetch_as(config, store, name, source, &mut Silent)?;
-    store.find_one(&name.to_string())
+    let pulled = remote.fetch_as(config, store, name, source, &mut Silent)?;
+    Ok(pulled.image)
 }
 
 /// Write what an archive is when it is not compressed: its digest and size.

@@ -156,7 +156,7 @@ impl Import<'_> {
         manifest: &[u8],
         digest: Digest,
         layers: &[LayerRoot],
-    ) -> Result<()> {
+    ) -> Result<String> {
         let text = std::str::from_utf8(manifest)
             .kind(Kind::Invalid, || "the manifest is not UTF-8".into())?;
         let name_ref = image_ref(&name.to_string());
@@ -178,8 +178,9 @@ impl Import<'_> {
         })?;
         self.tree(digest, layers)?;
         self.image.replace(Some(name_ref.clone()));
+        let checksum = commit.checksum.clone();
         self.keep(name_ref, commit);
-        Ok(())
+        Ok(checksum)
     }
 
     /// Write the merged tree of an image's layers and return its commit.

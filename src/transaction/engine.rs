@@ -11,6 +11,7 @@ use super::step::Step;
 use crate::deployment::{ContainerName, Entry, Ledger, Paths, Verdict};
 use crate::error::{Error, Kind, Result};
 use crate::image::short_id;
+use crate::store::Store;
 use crate::systemd::{
     self,
     journal::{self, Event},
@@ -48,15 +49,16 @@ pub struct Report {
     pub outage: Option<Duration>,
 }
 
-/// Apply a plan. The caller holds the container's lock and no lock of the store.
+/// Apply a plan. The caller holds the container's lock; of the store at most `store`, which is let go
+/// of when what the plan needs is pinned and checked out: a watch may be long.
 ///
 /// # Errors
 /// Whatever stopped it; then everything is as it was before, unless the message says otherwise.
-pub fn apply(host: &Host<'_>, plan: &Plan) -> Result<Report> {
+pub fn apply(host: &Host<'_>, plan: &Plan, store: Option<Store>) -> Result<Report> {
     let _held = host.config().interrupt.hold();
     let paths = Paths::new(host.config(), &plan.name);
     let mut journal = Journal::new(plan.clone());
-    let applied = apply_or_return(host, &paths, &mut journal, plan);
+    let applied = apply_or_return(host, &paths, &mut journal, plan, store);
     host.packages().replace(None);
     applied
 }
@@ -66,8 +68,9 @@ fn apply_or_return(
     paths: &Paths,
     journal: &mut Journal,
     plan: &Plan,
+    store: Option<Store>,
 ) -> Result<Report> {
-    match forward(host, paths, journal) {
+    match forward(host, paths, journal, store) {
         Ok(report) => Ok(report),
         Err(error) => {
             let failure = Failure::new(error, journal, host.config().is_system);
@@ -158,7 +161,12 @@ fn recover_now(host: &Host<'_>, name: &ContainerName) -> Result<Option<(String, 
     }
 }
 
-fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<Report> {
+fn forward(
+    host: &Host<'_>,
+    paths: &Paths,
+    journal: &mut Journal,
+    store: Option<Store>,
+) -> Result<Report> {
     let plan = journal.plan.clone();
     journal.save(paths)?;
     for step in &plan.stage {
@@ -166,6 +174,7 @@ fn forward(host: &Host<'_>, paths: &Paths, journal: &mut Journal) -> Result<Repo
         fault::point(format_args!("do: {step:?}"))?;
         step.apply(host, paths, &plan)?;
     }
+    drop(store);
     sync(host, &plan.stage)?;
     // From the first renaming on it is quicker to finish than to return.
     host.config().interrupt.check()?;

@@ -143,7 +143,7 @@ pub fn new(
     } else {
         let reference = source.reference(image)?;
         let ensured = source.ensure(call, &store, &reference);
-        let name = ensured.map_err(|error| {
+        ensured.map_err(|error| {
             if reference.is_unqualified() {
                 error.within(format_args!(
                     "there is no container and no stored image \"{image}\""
@@ -151,8 +151,7 @@ pub fn new(
             } else {
                 error
             }
-        })?;
-        store.find_one(&name)?
+        })?
     };
     let image = &image;
     create::create(

@@ -120,12 +120,12 @@ pub fn fetch(call: &Call, store: &Store, spec: &str, words: &Words) -> Result<St
     let remote = Remote::open(&config, &reference, &access(call, words, &reference)?)?;
     let name = parse(spec)?;
     let mut said = Said(call);
-    if is_elsewhere {
-        remote.fetch_as(&config, store, &name, reference.to_string(), &mut said)?;
+    let pulled = if is_elsewhere {
+        remote.fetch_as(&config, store, &name, reference.to_string(), &mut said)?
     } else {
-        remote.fetch(&config, store, &mut said)?;
-    }
-    store.find_one(&name.to_string())
+        remote.fetch(&config, store, &mut said)?
+    };
+    Ok(pulled.image)
 }
 
 pub fn pull(call: &mut Call, words: &Words) -> Code {
