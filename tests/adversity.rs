@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use support::disk::{Disk, FEW_INODES};
+use support::disk::{Disk, EXT4, FEW_INODES, Kind, XFS};
 use support::images::{Image, Layer};
 use support::scene::Scene;
 use support::whole::{C, State, assert_whole};
@@ -400,6 +400,88 @@ fn a_full_disk_is_one_error_and_changes_nothing() {
 #[test]
 fn no_inodes_are_one_error_and_change_nothing() {
     try_without_room(true);
+}
+
+/// Every verb, on a disk that fails when it has taken so many bytes more: what was synced before is there afterwards,
+/// and the host that boots from it is as before or as after the verb.
+fn try_failing(kind: &Kind) {
+    let scratch = Scratch::new("failing");
+    let disk = Disk::failing(&scratch, kind);
+    let mut scene = Scene::new(Host::boot_on(&disk.mount));
+    scene.host.add_recovery();
+    let moments: &[u64] = if is_torture() {
+        &[0, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096]
+    } else {
+        &[128, 1024]
+    };
+    let verbs = if is_torture() {
+        &VERBS[..]
+    } else {
+        &["update"]
+    };
+    let (mut tried, mut refused) = (0, 0);
+    for verb in verbs {
+        for moment in moments {
+            let words = scene.prepare(verb);
+            let before = State::of(&scene.host);
+            scene.host.ok("sync");
+            disk.leave(moment * 1024);
+            let output = scene.host.atomic(&words);
+            let case = format!("{verb}, {} fails after {moment} KB", kind.name);
+            tried += 1;
+            let said = (output.code() != 0).then(|| error_of(&case, &output));
+            if let Some(said) = &said {
+                refused += 1;
+                let is_told = [
+                    "Input/output error",
+                    "No space left on device",
+                    "Read-only file system",
+                    "Structure needs cleaning",
+                ]
+                .iter()
+                .any(|text| said.contains(text));
+                assert!(is_told || said.contains("systemd"), "{case}: {said}");
+            }
+            scene = scene.rebooted(|| {
+                disk.mend(kind);
+                Host::boot_on(&disk.mount)
+            });
+            let recovered = scene.host.atomic("recover");
+            assert_eq!(
+                (recovered.code(), recovered.out().as_str()),
+                (0, ""),
+                "{case}: {}",
+                recovered.err()
+            );
+            assert_whole(&scene.host, scene.port, &case);
+            if said.is_some() {
+                assert_unchanged(&scene.host, &before, verb, &case);
+            }
+            scene
+                .host
+                .ok(&format!("ostree fsck --quiet --repo={C}/.storage/ostree"));
+            let next = scene.prepare("update");
+            scene.host.atomic_ok(&next);
+            assert_whole(&scene.host, scene.port, &format!("{case}, then {next}"));
+        }
+    }
+    println!(
+        "{}: {tried} tries, {refused} of them on a disk that failed",
+        kind.name
+    );
+    assert!(refused > 0);
+    drop(scene);
+    drop(disk);
+}
+
+#[test]
+fn a_failing_disk_with_xfs_loses_nothing() {
+    try_failing(&XFS);
+}
+
+#[test]
+fn a_failing_disk_with_ext4_loses_nothing() {
+    try_failing(&EXT4);
 }
 
 #[test]

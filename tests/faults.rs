@@ -30,7 +30,7 @@ impl Fault {
     }
 }
 
-const VERBS: [&str; 8] = [
+const VERBS: [&str; 13] = [
     "pull",
     "install",
     "update",
@@ -39,6 +39,11 @@ const VERBS: [&str; 8] = [
     "repair",
     "uninstall",
     "prune",
+    "install-package",
+    "update-package",
+    "return-package",
+    "rollback-package",
+    "uninstall-package",
 ];
 
 /// What the journal has where a recovery completed a change, undid one, and where a version was given up.
@@ -82,12 +87,31 @@ impl Trial {
         let output = self.run(&words, "ATOMIC_RS_FAULT_LOG=/root/points");
         assert_eq!(
             output.code(),
-            i32::from(verb == "return"),
+            i32::from(is_return(verb)),
             "{words}: {}",
             output.err()
         );
         let text = self.scene.host.read("/root/points");
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// The package manager's books say what the deployment in use says.
+    fn assert_package(&self, verb: &str, at: &str) {
+        let host = &self.scene.host;
+        let query =
+            "dpkg-query -W -f '${db:Status-Abbrev}${Version} ' atomic-container-web; dpkg --audit";
+        let found = host.sh(query).out();
+        let info = host.sh(&format!("cat {C}/web/info"));
+        let info: Value = serde_json::from_str(&info.out()).unwrap_or_default();
+        match info["package"]["version"].as_str() {
+            Some(version) => assert_eq!(found, format!("ii {version} "), "{at}"),
+            None => assert_eq!(found, "", "{at}"),
+        }
+        assert_eq!(
+            info["package"].is_object(),
+            self.scene.is_installed() && verb.ends_with("-package"),
+            "{at}: {info}"
+        );
     }
 
     fn attempt(&mut self, verb: &str, fault: Fault, number: usize, name: &str, row: &mut Row) {
@@ -98,7 +122,7 @@ impl Trial {
         );
         let at = format!("{words} ({verb}), {fault:?} at point {number}, \"{name}\"");
         println!("{at}: {}", output.status);
-        let expected = i32::from(verb == "return");
+        let expected = i32::from(is_return(verb));
         match (fault, output.code()) {
             // By a signal.
             (Fault::Kill, -1 | 137) => row.tried += 1,
@@ -148,6 +172,7 @@ impl Trial {
         let at = format!("{at}, recovered: {}{}", recovered.out(), recovered.err());
         assert_eq!(self.scene.host.atomic("recover").out(), "", "{at}");
         assert_whole(&self.scene.host, self.scene.port, &at);
+        self.assert_package(verb, &at);
         let listed = self.scene.host.atomic_ok("containers list --json");
         let listed: Value = serde_json::from_str(&listed).unwrap();
         assert_eq!(
@@ -158,7 +183,7 @@ impl Trial {
             "{at}: {listed}"
         );
         // The same verb works now, if there is anything left to do.
-        let again = match verb {
+        let again = match verb.strip_suffix("-package").unwrap_or(verb) {
             "install" if self.scene.is_installed() => return,
             "uninstall" if !self.scene.is_installed() => return,
             "return" => return,
@@ -168,14 +193,20 @@ impl Trial {
     }
 }
 
+fn is_return(verb: &str) -> bool {
+    verb.starts_with("return")
+}
+
 /// The numbers of the points to try: all, or the first one of each name, of which one half is for kills and the other
-/// one for failures.
-fn chosen(points: &[String], fault: Fault, all: bool) -> Vec<usize> {
-    if all {
+/// one for failures. With packages only what has to do with them is tried again then.
+fn chosen(verb: &str, points: &[String], fault: Fault) -> Vec<usize> {
+    if is_torture() {
         return (1..=points.len()).collect();
     }
     let mut names = BTreeSet::new();
-    let first = (1..=points.len()).filter(|number| names.insert(&points[number - 1]));
+    let first = (1..=points.len())
+        .filter(|number| !verb.ends_with("-package") || points[number - 1].contains("Package"))
+        .filter(|number| names.insert(&points[number - 1]));
     first
         .skip(usize::from(fault == Fault::Fail))
         .step_by(2)
@@ -190,7 +221,7 @@ fn try_all(fault: Fault) {
     };
     let repo = format!("{C}/.storage/ostree");
     let mut table =
-        String::from("verb       points  tried  not reached  completed  undone  borne\n");
+        String::from("verb              points  tried  not reached  completed  undone  borne\n");
     let only = std::env::var("ATOMIC_RS_FAULT_VERBS").unwrap_or_default();
     for verb in VERBS {
         if !only.is_empty() && !only.split(',').any(|one| one == verb) {
@@ -202,7 +233,7 @@ fn try_all(fault: Fault) {
             points: points.len(),
             ..Row::default()
         };
-        for number in chosen(&points, fault, is_torture()) {
+        for number in chosen(verb, &points, fault) {
             let name = &points[number - 1];
             trial.attempt(verb, fault, number, name, &mut row);
         }
@@ -211,7 +242,7 @@ fn try_all(fault: Fault) {
             .host
             .ok(&format!("ostree fsck --quiet --repo={repo}"));
         table += &format!(
-            "{verb:10} {:6} {:6} {:12} {:10} {:7} {:6}\n",
+            "{verb:17} {:6} {:6} {:12} {:10} {:7} {:6}\n",
             row.points,
             row.tried,
             row.not_reached,

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use support::images::{Image, Layer, layout};
 use support::targets::{TARGETS, Target, names};
-use support::{Place, Random, Scratch, is_torture, must};
+use support::{Place, Random, Said as _, Scratch, is_torture, must, program};
 
 const SHORT: Duration = Duration::from_secs(8);
 const LONG: Duration = Duration::from_mins(10);
@@ -185,11 +186,28 @@ fn archive(random: &mut Random) -> Vec<u8> {
 
 /// All of a tree, but for times of directories, which depend on what was put into them last.
 fn listing(tree: &Path) -> String {
+    let times = "find . -mindepth 1 -not -type d -printf '%p %T@\\n' | sort";
+    without_times(tree) + &must(Command::new("sh").current_dir(tree).args(["-ec", times]))
+}
+
+fn without_times(tree: &Path) -> String {
     must(Command::new("sh").current_dir(tree).args([
         "-ec",
-        "find . -mindepth 1 -type d -printf '%p %y %m %U:%G\\n' -o -mindepth 1 -printf '%p %y %m %U:%G %s %l %T@\\n' | sort; \
+        "find . -mindepth 1 -type d -printf '%p %y %m %U:%G\\n' -o -mindepth 1 -printf '%p %y %m %U:%G %s %l\\n' | sort; \
          find . -type f -exec sha256sum {} + | sort",
     ]))
+}
+
+/// Whether GNU tar unpacks an archive over what is in a directory.
+fn untar(file: &Path, into: &Path) -> bool {
+    let status = Command::new("tar")
+        .args(["-x", "-p", "--same-owner", "--numeric-owner", "-f"])
+        .arg(file)
+        .arg("-C")
+        .arg(into)
+        .stderr(Stdio::null())
+        .status();
+    status.unwrap().success()
 }
 
 /// What both accept, both unpack to the same.
@@ -209,17 +227,10 @@ fn archives_are_unpacked_as_by_gnu_tar() {
             let _ = std::fs::remove_dir_all(tree);
         }
         std::fs::create_dir(&theirs).unwrap();
-        let gnu = Command::new("tar")
-            .args(["-x", "-p", "--same-owner", "--numeric-owner", "-f"])
-            .arg(&file)
-            .arg("-C")
-            .arg(&theirs)
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
+        let is_tars = untar(&file, &theirs);
         let own = place.run(&format!("file://{} {}", file.display(), ours.display()));
         // Where a directory is in the way of a file, or a link in the way of a directory, layers mean something else.
-        if !gnu.success() || !own.status.success() {
+        if !is_tars || !own.status.success() {
             refused += 1;
             continue;
         }
@@ -235,4 +246,139 @@ fn archives_are_unpacked_as_by_gnu_tar() {
         assert_eq!(listed.lines().count(), read.len());
     }
     println!("{compared} archives compared, {refused} that one of both refused");
+}
+
+/// A layer, and what it takes away of those below: paths, and directories of which nothing stays.
+struct Over {
+    layer: Vec<u8>,
+    entries: Vec<u8>,
+    whiteouts: Vec<String>,
+    opaque: Vec<String>,
+}
+
+fn over(random: &mut Random) -> Over {
+    let (mut whiteouts, mut opaque) = (Vec::new(), Vec::new());
+    let mut hides = Vec::new();
+    for _ in 0..random.below(4) {
+        let above = *random.one_of(&["", "a/", "b/", "a/b/"]);
+        if random.below(4) == 0 && !above.is_empty() {
+            hides.push(format!("{above}.wh..wh..opq"));
+            opaque.push(above.to_owned());
+        } else {
+            let name = random.one_of(&["a", "b", "cc", "d.e", "f g", "-i"]);
+            hides.push(format!("{above}.wh.{name}"));
+            whiteouts.push(format!("{above}{name}"));
+        }
+    }
+    let hide = |builder: &mut tar::Builder<Vec<u8>>, hides: &[String]| {
+        for path in hides {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o600);
+            builder
+                .append_data(&mut header, path, std::io::empty())
+                .unwrap();
+        }
+    };
+    let entries = archive(random);
+    // Whatever comes first in the archive: what it takes away is of the layers below.
+    let mut builder = tar::Builder::new(Vec::new());
+    let (before, after) = hides.split_at(random.below(hides.len() + 1));
+    hide(&mut builder, before);
+    let mut layer = builder.into_inner().unwrap();
+    layer.truncate(before.len() * 512);
+    let end = entries.len() - 1024;
+    layer.extend(&entries[..end]);
+    let mut builder = tar::Builder::new(Vec::new());
+    hide(&mut builder, after);
+    layer.extend(builder.into_inner().unwrap());
+    Over {
+        layer,
+        entries,
+        whiteouts,
+        opaque,
+    }
+}
+
+/// The merged tree of an image's layers is what GNU tar makes of their entries, one archive over the other, where what
+/// a layer takes away is removed by hand before.
+#[test]
+fn layers_are_merged_as_by_gnu_tar() {
+    let mut random = Random::new();
+    let scratch = Scratch::new("merge");
+    let end = Instant::now() + if is_torture() { LONG } else { SHORT };
+    let (mut compared, mut refused) = (0, 0);
+    while Instant::now() < end || compared < 20 {
+        let layers: Vec<Over> = (0..2 + random.below(3))
+            .map(|_| over(&mut random))
+            .collect();
+        let told = layers
+            .iter()
+            .map(|over| over.layer.escape_ascii().to_string());
+        let told = told.collect::<Vec<_>>().join("\n");
+        let theirs = scratch.join("theirs");
+        std::fs::create_dir(&theirs).unwrap();
+        let are_tars = layers.iter().all(|over| {
+            for path in &over.whiteouts {
+                must(
+                    Command::new("rm")
+                        .args(["-rf", "--", path])
+                        .current_dir(&theirs),
+                );
+            }
+            for path in &over.opaque {
+                let all = ["-mindepth", "1", "-delete"];
+                if theirs.join(path).is_dir() {
+                    must(Command::new("find").arg(theirs.join(path)).args(all));
+                }
+            }
+            // Whoever unpacks layers makes the directories on the way to a whiteout, too.
+            for path in over.whiteouts.iter().chain(&over.opaque) {
+                let above = Path::new(path.as_str());
+                let above = if path.ends_with('/') {
+                    Some(above)
+                } else {
+                    above.parent()
+                };
+                std::fs::create_dir_all(theirs.join(above.unwrap())).unwrap();
+            }
+            let file = scratch.join("entries.tar");
+            std::fs::write(&file, &over.entries).unwrap();
+            untar(&file, &theirs)
+        });
+        let image = layers.iter().fold(Image::new(), |image, over| {
+            image.layer(Layer::of(over.layer.clone(), None))
+        });
+        let (_layout, directory, _) = layout(image);
+        let store = scratch.join("store");
+        let pulled = Command::new(program())
+            .args(["pull", "--json"])
+            .arg(format!("oci:{}", directory.display()))
+            .env("ATOMIC_OSTREE_CHECKOUT_PATH", &store)
+            .output()
+            .unwrap();
+        if are_tars && pulled.status.success() {
+            compared += 1;
+            let read: serde_json::Value = serde_json::from_str(&pulled.out()).unwrap();
+            let digest = read["digest"]
+                .as_str()
+                .unwrap()
+                .trim_start_matches("sha256:");
+            let ours = scratch.join("ours");
+            must(
+                Command::new("ostree")
+                    .arg(format!("--repo={}/.storage/ostree", store.display()))
+                    .args(["checkout", &format!("ociimage-tree/{digest}")])
+                    .arg(&ours),
+            );
+            assert_eq!(without_times(&ours), without_times(&theirs), "{told}");
+            std::fs::remove_dir_all(&ours).unwrap();
+        } else {
+            assert!(pulled.code() < 2, "{told}: {}", pulled.err());
+            refused += 1;
+        }
+        std::fs::remove_dir_all(&theirs).unwrap();
+        std::fs::remove_dir_all(&store).unwrap();
+    }
+    println!("{compared} images compared, {refused} that one of both refused");
 }

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use super::{Scratch, must};
+use super::{Said as _, Scratch, must};
 
 /// What is on the disk, and how it is made and mounted.
 pub struct Kind {
@@ -41,6 +42,60 @@ impl Disk {
     pub fn small(scratch: &Scratch, size: &str, kind: &Kind) -> Self {
         let memory = in_memory(scratch);
         Self::made(memory.join("disk"), size, scratch, kind)
+    }
+
+    /// A disk that fails where it was never written to once less than that is left in memory: what it is said to hold
+    /// is more than there is.
+    pub fn failing(scratch: &Scratch, kind: &Kind) -> Self {
+        let memory = in_memory(scratch);
+        Self::made(memory.join("disk"), "6G", scratch, kind)
+    }
+
+    /// Have the disk fail when it has taken so many bytes more.
+    pub fn leave(&self, bytes: u64) {
+        let memory = self.image.parent().unwrap();
+        let found = rustix::fs::statvfs(memory).unwrap();
+        let taken = (found.f_blocks - found.f_bfree) * found.f_frsize;
+        let size = format!("remount,size={}", taken + bytes);
+        must(Command::new("mount").args(["-o", &size]).arg(memory));
+    }
+
+    /// It no longer fails, and is put in order as at a boot. Nobody may use it.
+    pub fn mend(&self, kind: &Kind) {
+        let memory = self.image.parent().unwrap();
+        must(
+            Command::new("mount")
+                .args(["-o", "remount,size=12g"])
+                .arg(memory),
+        );
+        must(Command::new("umount").arg(&self.mount));
+        // Processes of a host that was switched off may still be leaving.
+        let begun = Instant::now();
+        while !must(Command::new("losetup").arg("-j").arg(&self.image)).is_empty() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "the disk is in use"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if kind.name == "ext4" {
+            // 1 is that it has found something to correct.
+            let checked = Command::new("e2fsck")
+                .arg("-fy")
+                .arg(&self.image)
+                .output()
+                .unwrap();
+            assert!(
+                matches!(checked.status.code(), Some(0 | 1)),
+                "{}",
+                checked.out()
+            );
+        }
+        must(
+            Command::new("mount")
+                .args(["-t", kind.name, "-o", kind.options])
+                .args([&self.image, &self.mount]),
+        );
     }
 
     /// A disk in memory that can be snapshotted.

@@ -13,6 +13,8 @@ pub struct Scene {
     pub port: u16,
     version: u32,
     name: String,
+    /// Whether its host file comes in a package.
+    is_packaged: bool,
 }
 
 impl Scene {
@@ -25,6 +27,18 @@ impl Scene {
             port: free_port(),
             version: 0,
             name,
+            is_packaged: false,
+        }
+    }
+
+    /// Switch the host off, and have another one that boots from what it left.
+    #[must_use]
+    pub fn rebooted(self, boot: impl FnOnce() -> Host) -> Self {
+        let Self { host, .. } = self;
+        drop(host);
+        Self {
+            host: boot(),
+            ..self
         }
     }
 
@@ -49,21 +63,34 @@ impl Scene {
         self.host.run(&format!("readlink {C}/web")).code() == 0
     }
 
+    fn install_words(&self) -> String {
+        let mode = if self.is_packaged { "yes" } else { "no" };
+        format!("install --system-package {mode} --name web {}", self.name)
+    }
+
     pub fn install(&mut self) {
         if !self.is_installed() {
             self.push(true);
             let name = &self.name;
             // What is stored under this name may be the bad version.
             self.host.atomic_ok(&format!("pull {name}"));
-            self.host
-                .atomic_ok(&format!("install --system-package no --name web {name}"));
+            self.host.atomic_ok(&self.install_words());
         }
         self.host.ok("systemctl start web");
     }
 
-    /// Have everything be as `verb` finds it, and its words.
+    /// Have everything be as `verb` finds it, and its words; `VERB-package` is of a container whose host file is in a
+    /// package.
     pub fn prepare(&mut self, verb: &str) -> String {
         let name = self.name.clone();
+        let (verb, is_packaged) = match verb.strip_suffix("-package") {
+            Some(verb) => (verb, true),
+            None => (verb, false),
+        };
+        if is_packaged != self.is_packaged && self.is_installed() {
+            self.host.atomic_ok("uninstall web");
+        }
+        self.is_packaged = is_packaged;
         match verb {
             "pull" => {
                 self.push(true);
@@ -75,7 +102,7 @@ impl Scene {
                 }
                 self.push(true);
                 self.host.atomic_ok(&format!("pull {name}"));
-                format!("install --system-package no --name web {name}")
+                self.install_words()
             }
             "update" | "return" => {
                 self.install();
