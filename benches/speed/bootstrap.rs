@@ -36,6 +36,7 @@ pub fn cold(bench: &Bench) -> Table {
         "{copy} docker://{address}/mix dir:d\nmkdir t\n{}",
         layers.collect::<String>()
     );
+    let tar_and_sync = format!("{tar}sync -f t");
     let peers = [
         Peer {
             who: "atomic-rs bootstrap",
@@ -48,6 +49,10 @@ pub fn cold(bench: &Bench) -> Table {
         Peer {
             who: "skopeo copy dir: + tar",
             command: Box::new(|to: &Path| pull::shell(to, &tar)),
+        },
+        Peer {
+            who: "skopeo copy dir: + tar, then sync",
+            command: Box::new(|to: &Path| pull::shell(to, &tar_and_sync)),
         },
     ];
     let rows = bench.in_turn("bootstrap", &peers);
