@@ -42,10 +42,10 @@ test: deps
 
 # The long forms of what "make test" tries in short: every fault point of every verb, a thousand kills and hundreds of
 # power cuts at random moments, disks of all sizes, crowds and races for minutes, fuzzing for ten: hours. Prints the
-# tables. ATOMIC_RS_SEED repeats a run.
+# tables. TORTURE="crash crowd" tries only these; ATOMIC_RS_SEED repeats a run.
+TORTURE ?= adversity crash crowd faults fuzz hostile identity power race
 torture: deps
-	ATOMIC_RS_TORTURE=1 $(CARGO) test --no-fail-fast --test faults --test crash --test power --test adversity \
-		--test hostile --test fuzz --test crowd --test race -- --nocapture
+	ATOMIC_RS_TORTURE=1 $(CARGO) test --no-fail-fast $(TORTURE:%=--test %) -- --nocapture
 
 # The targets of tests/fuzz.rs with libFuzzer, which is guided by what it reaches: ten minutes each, from the corpus in
 # tests/corpus. Wants cargo-fuzz ("cargo install cargo-fuzz").

@@ -198,16 +198,20 @@ fn is_return(verb: &str) -> bool {
 }
 
 /// The numbers of the points to try: all, or the first one of each name, of which one half is for kills and the other
-/// one for failures. With packages only what has to do with them is tried again then.
+/// one for failures. What is as without a package is not tried at all its points again: of those the first one of each
+/// name, or only of what has to do with packages.
 fn chosen(verb: &str, points: &[String], fault: Fault) -> Vec<usize> {
-    if is_torture() {
+    let with_package = verb.ends_with("-package");
+    if is_torture() && !with_package {
         return (1..=points.len()).collect();
     }
     let mut names = BTreeSet::new();
-    let first = (1..=points.len())
-        .filter(|number| !verb.ends_with("-package") || points[number - 1].contains("Package"))
-        .filter(|number| names.insert(&points[number - 1]));
+    let first = (1..=points.len()).filter(|number| names.insert(&points[number - 1]));
+    if is_torture() {
+        return first.collect();
+    }
     first
+        .filter(|number| !with_package || points[number - 1].contains("Package"))
         .skip(usize::from(fault == Fault::Fail))
         .step_by(2)
         .collect()

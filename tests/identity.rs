@@ -20,7 +20,7 @@ use support::{Host, Random, Said as _, is_torture, must};
 /// How many plans are tried, each with a failure at each of its steps.
 const PLANS: usize = 10;
 /// The same in `make torture`.
-const MANY_PLANS: usize = 400;
+const MANY_PLANS: usize = 150;
 /// Says to the test below how many, and that it is where it may change things.
 const ASKED: &str = "ATOMIC_RS_PLANS";
 
