@@ -139,7 +139,8 @@ fn no_input_breaks_a_promise() {
 }
 
 /// An archive of a few entries, in the order that anybody may have written: each replaces what was there before.
-fn archive(random: &mut Random) -> Vec<u8> {
+/// `kinds_change`: of another kind, too.
+fn archive(random: &mut Random, kinds_change: bool) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let (above, names) = (["a", "b"], ["cc", "d.e", "f g", "h\u{e9}", "-i", "j\\k"]);
     for number in 0..=random.below(12) {
@@ -147,7 +148,7 @@ fn archive(random: &mut Random) -> Vec<u8> {
             .map(|_| *random.one_of(&above))
             .collect();
         let kind = random.below(4);
-        path.push(*if kind == 0 {
+        path.push(*if kind == 0 && !(kinds_change && random.below(2) == 0) {
             random.one_of(&above[..])
         } else {
             random.one_of(&names[..])
@@ -219,7 +220,7 @@ fn archives_are_unpacked_as_by_gnu_tar() {
     let end = Instant::now() + if is_torture() { LONG } else { SHORT };
     let (mut compared, mut refused) = (0, 0);
     while Instant::now() < end || compared < 20 {
-        let bytes = archive(&mut random);
+        let bytes = archive(&mut random, false);
         let file = scratch.join("archive.tar");
         std::fs::write(&file, &bytes).unwrap();
         let (ours, theirs) = (scratch.join("ours"), scratch.join("theirs"));
@@ -280,7 +281,7 @@ fn over(random: &mut Random) -> Over {
                 .unwrap();
         }
     };
-    let entries = archive(random);
+    let entries = archive(random, true);
     // Whatever comes first in the archive: what it takes away is of the layers below.
     let mut builder = tar::Builder::new(Vec::new());
     let (before, after) = hides.split_at(random.below(hides.len() + 1));
@@ -374,11 +375,12 @@ fn layers_are_merged_as_by_gnu_tar() {
             assert_eq!(without_times(&ours), without_times(&theirs), "{told}");
             std::fs::remove_dir_all(&ours).unwrap();
         } else {
-            assert!(pulled.code() < 2, "{told}: {}", pulled.err());
+            // GNU tar keeps a directory that is not empty from a file that wants its name.
+            assert_eq!(pulled.code(), 0, "{told}: {}", pulled.err());
             refused += 1;
         }
         std::fs::remove_dir_all(&theirs).unwrap();
         std::fs::remove_dir_all(&store).unwrap();
     }
-    println!("{compared} images compared, {refused} that one of both refused");
+    println!("{compared} images compared, {refused} that GNU tar refused");
 }

@@ -300,6 +300,7 @@ impl ChangeArgs {
             call.out.note(note);
         }
         if self.is_dry() {
+            change.let_go();
             return self.show(call, Some(&change.plan), &change.effects);
         }
         if !self.json {

@@ -180,6 +180,10 @@ impl Install {
         if mode.is_some() {
             host.manager()?;
         }
+        let lock = match mode {
+            Some(_) => Some(container::lock(&host, &name)?),
+            None => None,
+        };
         let store = Store::open(call.config)?;
         let stored = if self.change.is_dry() {
             let known = match &reference.name {
@@ -232,10 +236,10 @@ impl Install {
             auto_update: self.auto_update,
             remote,
         };
-        if mode.is_none() {
+        let Some(lock) = lock else {
             return build(&self.change, call, &config, &store, &request);
-        }
-        let outcome = container::install(&host, store, &request)?;
+        };
+        let outcome = container::install(&host, lock, store, &request)?;
         self.change.finish(call, &host, &outcome)
     }
 }

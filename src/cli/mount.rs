@@ -57,16 +57,21 @@ impl Mount {
         if let Some(code) = self.change.told(call, "mount", &steps)? {
             return Ok(code);
         }
-        let source = if installed(call.config, &self.source)?.is_some() {
-            self.source
+        let image = if installed(call.config, &self.source)?.is_some() {
+            None
         } else {
             let store = Store::open(call.config)?;
-            if let Some(image) = store.find(&self.source)?.first() {
-                image.name.clone()
+            let image = if let Some(image) = store.find(&self.source)?.into_iter().next() {
+                image
             } else {
                 let reference = self.registry.reference(&self.source)?;
-                self.registry.ensure(call, &store, &reference)?.name
-            }
+                self.registry.ensure(call, &store, &reference)?
+            };
+            Some((store, image))
+        };
+        let source = match &image {
+            Some((_, image)) => image.name.clone(),
+            None => self.source,
         };
         mount::mount(
             call.config,
@@ -76,6 +81,7 @@ impl Mount {
                 options: self.options,
                 shared: self.shared,
             },
+            image,
         )?;
         self.change.done(call, "mount", &steps)
     }

@@ -31,7 +31,7 @@ pub struct Change {
     pub notes: Vec<String>,
     /// The file of its new package, until that is part of the deployment.
     pub(super) _package: Option<Arc<Spool>>,
-    /// Where its new deployment comes from.
+    /// Where its new deployment comes from, for the one time that it is applied.
     pub(super) store: Cell<Option<Store>>,
     pub(super) _lock: Lock,
 }
@@ -57,14 +57,19 @@ pub enum Outcome {
 }
 
 impl Change {
+    /// It is only shown: whoever wants to prune need not wait for who reads that.
+    pub fn let_go(&self) {
+        drop(self.store.take());
+    }
+
     /// Apply it.
     pub fn apply(&self, host: &Host<'_>) -> Result<Report> {
         transaction::apply(host, &self.plan, self.store.take())
     }
 }
 
-/// Lock a container and end what an interrupted command left.
-pub(super) fn lock(host: &Host<'_>, name: &ContainerName) -> Result<Lock> {
+/// Lock a container and end what an interrupted command left. Who needs the store as well takes this lock first.
+pub fn lock(host: &Host<'_>, name: &ContainerName) -> Result<Lock> {
     let lock = Paths::new(host.config(), name).take_lock()?;
     if let Some((verb, applied)) = transaction::recover(host, name)? {
         report(name, &verb, applied);

@@ -19,7 +19,7 @@ use crate::pull::Remote;
 use crate::runtime::Runtime;
 use crate::runtime::mounts;
 use crate::runtime::spec::RunOptions;
-use crate::safefs::{Files, Root};
+use crate::safefs::{Files, Lock, Root};
 use crate::store::images::StoredImage;
 use crate::store::{ImageTree, Store};
 use crate::transaction::{Host, Plan};
@@ -55,14 +55,13 @@ pub struct Install {
     pub remote: Option<Utf8PathBuf>,
 }
 
-/// Compute the installation of an image that is in the store.
+/// Compute the installation of an image that is in the store. `lock`: the container's, see [`super::lock`].
 ///
 /// # Errors
 /// Everything that would make it fail later, as far as it can be known before.
-pub fn install(host: &Host<'_>, store: Store, request: &Install) -> Result<Outcome> {
+pub fn install(host: &Host<'_>, lock: Lock, store: Store, request: &Install) -> Result<Outcome> {
     let config = host.config();
     let name = &request.name;
-    let lock = change::lock(host, name)?;
     let paths = Paths::new(config, name);
     if in_use(config, name)?.is_some() {
         return Ok(Outcome::Nothing(format!("{name} already present")));

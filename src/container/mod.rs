@@ -23,7 +23,7 @@ mod verify;
 mod window;
 
 pub use build::{Built, build_package};
-pub use change::{Change, Outcome, Preview, Recovered, interrupted, recover_all};
+pub use change::{Change, Outcome, Preview, Recovered, interrupted, lock, recover_all};
 pub use exports::{TemplateVariable, exported_files, template_variables};
 pub use hostfiles::{HostDiff, host_diff};
 pub use inspect::{history, image_of};

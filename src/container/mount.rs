@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Child;
 use crate::config::Config;
-use crate::deployment::{ContainerName, in_use};
+use crate::deployment::in_use;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fail;
 use crate::safefs::{self, Lock, Mode};
 use crate::store::Store;
+use crate::store::images::StoredImage;
 
 /// Mount options that may be given; others could undo what protects the store.
 const OPTIONS: [&str; 10] = [
@@ -37,7 +38,7 @@ pub struct Mounted {
 /// A request to mount.
 #[derive(Debug, Clone)]
 pub struct Mount {
-    /// A container that is installed, or else an image in the store.
+    /// A container that is installed, or else the name of the image.
     pub source: String,
     /// An empty directory.
     pub directory: Utf8PathBuf,
@@ -47,11 +48,11 @@ pub struct Mount {
     pub shared: bool,
 }
 
-/// Mount the files of a container or an image.
+/// Mount the files of a container, or of an image, which comes with the store that keeps it.
 ///
 /// # Errors
 /// [`Kind::Exists`] for a directory that is not empty, [`Kind::Usage`] for odd options.
-pub fn mount(config: &Config, request: &Mount) -> Result<()> {
+pub fn mount(config: &Config, request: &Mount, image: Option<(Store, StoredImage)>) -> Result<()> {
     let directory = request.directory.canonicalize_utf8().map_err(|error| {
         Error::new(
             Kind::NotFound,
@@ -81,7 +82,7 @@ pub fn mount(config: &Config, request: &Mount) -> Result<()> {
     let record = mounts(config).join(&id[..12]);
     safefs::make_private_dir(mounts(config).as_std_path())?;
     safefs::make_private_dir(record.as_std_path())?;
-    let done = bring(config, request, &directory, &record);
+    let done = bring(config, request, image, &directory, &record);
     if done.is_err() {
         if config.is_system {
             if is_mount_point(&directory) {
@@ -95,8 +96,13 @@ pub fn mount(config: &Config, request: &Mount) -> Result<()> {
     done
 }
 
-fn bring(config: &Config, request: &Mount, directory: &Utf8Path, record: &Utf8Path) -> Result<()> {
-    let container = container_rootfs(config, &request.source)?;
+fn bring(
+    config: &Config,
+    request: &Mount,
+    image: Option<(Store, StoredImage)>,
+    directory: &Utf8Path,
+    record: &Utf8Path,
+) -> Result<()> {
     let info = Mounted {
         directory: directory.to_owned(),
         source: request.source.clone(),
@@ -106,26 +112,28 @@ fn bring(config: &Config, request: &Mount, directory: &Utf8Path, record: &Utf8Pa
     let text = serde_json::to_vec_pretty(&info).context(|| "cannot write JSON".into())?;
     safefs::write_new_file(record.join("info.json").as_std_path(), &text, 0o600)?;
     if !config.is_system {
-        let Some(store) = Store::open_existing(config)? else {
-            fail!(Kind::NotFound, "Cannot find image {}.", request.source);
-        };
-        let image = match request.source.parse::<ContainerName>() {
-            Ok(name) if container.is_some() => super::image_of(config, &store, &name)?,
-            _ => store.find_one(&request.source)?,
+        let (store, image) = if let Some(image) = image {
+            image
+        } else {
+            let store = Store::open(config)?;
+            let image = super::image_of(config, &store, &request.source.parse()?)?;
+            (store, image)
         };
         let tree = store.image_tree(&image)?;
         return store.copy_out(&tree, directory);
     }
-    let lower = if let Some(rootfs) = container {
-        rootfs
-    } else {
-        let Some(store) = Store::open_existing(config)? else {
-            fail!(Kind::NotFound, "Cannot find image {}.", request.source);
-        };
-        let image = store.find_one(&request.source)?;
-        let tree = store.image_tree(&image)?;
-        store.check_out_as(&tree, record, "lower")?;
-        record.join("lower")
+    let lower = match (image, container_rootfs(config, &request.source)?) {
+        (Some((store, image)), _) => {
+            let tree = store.image_tree(&image)?;
+            store.check_out_as(&tree, record, "lower")?;
+            record.join("lower")
+        }
+        (None, Some(rootfs)) => rootfs,
+        (None, None) => fail!(
+            Kind::NotFound,
+            "The container '{}' doesn't exist",
+            request.source
+        ),
     };
     let writable = request.options.iter().any(|option| option == "rw");
     let flags: Vec<&str> = request

@@ -173,7 +173,8 @@ fn make_directories(
     Ok(())
 }
 
-/// Run a command in a throwaway deployment of an image and return how it ended.
+/// Run a command in a throwaway deployment of an image and return how it ended. The store is let go of when the image
+/// is checked out.
 pub fn once(config: &Config, store: Store, request: &Once) -> Result<ExitStatus> {
     if !config.is_system {
         fail!(

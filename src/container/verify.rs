@@ -120,7 +120,6 @@ pub fn repair(
     }
     let image = current_image(&store, &info)?;
     let commit = store.image_tree(&image)?;
-    drop(store);
     let mut plan = Plan::new("repair", name, Some(slot), Some(slot));
     let mut files = deployment_files(&paths, slot)?;
     let found = files.clone();
@@ -214,7 +213,7 @@ pub fn repair(
         effects,
         notes,
         _package: None,
-        store: Cell::default(),
+        store: Cell::new(Some(store)),
         _lock: lock,
     })
 }

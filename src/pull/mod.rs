@@ -10,8 +10,7 @@ use crate::image::refname;
 use crate::image::{
     Descriptor, Digest, ImageConfig, Manifest, Name, Platform, Reference, Transport,
 };
-use crate::store::images::MAX_CONFIG_BYTES;
-use crate::store::images::StoredImage;
+use crate::store::images::{MAX_CONFIG_BYTES, StoredImage};
 use crate::store::{self, LayerRoot, Recorded, Store};
 use crate::transport::{self, Access, FetchedManifest, Source};
 use layers::Wanted;
@@ -60,7 +59,7 @@ pub struct Pulled {
 
 /// What was brought into the store: as in [`Pulled`], and the commit of the image, or of its tree alone.
 #[derive(Default)]
-struct New {
+struct BroughtIn {
     commit: String,
     fetched: usize,
     skipped: u64,
@@ -160,9 +159,12 @@ impl Remote {
         let found = store.image(&self.name.to_string())?.filter(|image| {
             image.digest == Some(self.fetched.digest) && image.platform == self.recorded.platform
         });
+        let Some(image) = found else {
+            return Ok(None);
+        };
         let is_whole = self.missing(store)?.is_empty()
             && !store.is_image_marked(&self.name, self.fetched.digest)?;
-        Ok(found.filter(|_| is_whole))
+        Ok(is_whole.then_some(image))
     }
 
     /// Its config, read from the source.
@@ -207,7 +209,7 @@ impl Remote {
         let known = self.stored(store)?;
         let unchanged = known.is_some();
         let (image, new) = if let Some(image) = known {
-            (image, New::default())
+            (image, BroughtIn::default())
         } else {
             let new = self.bring_in(config, store, true, progress)?;
             (store.image_at(&self.name.to_string(), &new.commit)?, new)
@@ -233,7 +235,7 @@ impl Remote {
         store: &Store,
         is_named: bool,
         progress: &mut dyn Progress,
-    ) -> Result<New> {
+    ) -> Result<BroughtIn> {
         let (source, fetched, layers) = (&self.source, &self.fetched, &self.layers);
         let missing = self.missing(store)?;
         let is_missing = |blob: &Descriptor| missing.iter().any(|m| m.digest == blob.digest);
@@ -303,7 +305,7 @@ impl Remote {
             import.tree(fetched.digest, &roots)?
         };
         import.commit()?;
-        Ok(New {
+        Ok(BroughtIn {
             commit,
             fetched: wanted.len(),
             skipped,

@@ -146,7 +146,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Keep a manifest under `name`, and the merged tree of its layers, base first.
+    /// Keep a manifest under `name`, and the merged tree of its layers, base first, and return the image's commit.
     ///
     /// `recorded`: how to pull it again.
     pub fn image(

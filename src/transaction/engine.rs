@@ -50,7 +50,7 @@ pub struct Report {
 }
 
 /// Apply a plan. The caller holds the container's lock; of the store at most `store`, which is let go
-/// of when what the plan needs is pinned and checked out: a watch may be long.
+/// of when what the plan takes from it is pinned and checked out.
 ///
 /// # Errors
 /// Whatever stopped it; then everything is as it was before, unless the message says otherwise.
@@ -165,11 +165,14 @@ fn forward(
     host: &Host<'_>,
     paths: &Paths,
     journal: &mut Journal,
-    store: Option<Store>,
+    mut store: Option<Store>,
 ) -> Result<Report> {
     let plan = journal.plan.clone();
     journal.save(paths)?;
-    for step in &plan.stage {
+    // Others may wait for it: package managers and watches take their time.
+    let last_use = plan.stage.iter().rposition(Step::takes_from_store);
+    for (number, step) in plan.stage.iter().enumerate() {
+        store = store.filter(|_| last_use.is_some_and(|last| number <= last));
         host.config().interrupt.check()?;
         fault::point(format_args!("do: {step:?}"))?;
         step.apply(host, paths, &plan)?;

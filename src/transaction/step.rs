@@ -536,6 +536,14 @@ impl Step {
         }
     }
 
+    /// Whether it needs the store as it was when the plan was made.
+    pub fn takes_from_store(&self) -> bool {
+        matches!(
+            self,
+            Self::SetRef { .. } | Self::Deploy { .. } | Self::MakeOwners { .. }
+        )
+    }
+
     /// The host files this step changes: their directories are synced at the end of its phase.
     pub fn touches(&self) -> Option<&Utf8Path> {
         match self {

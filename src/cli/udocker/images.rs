@@ -118,9 +118,9 @@ pub fn fetch(call: &Call, store: &Store, spec: &str, words: &Words) -> Result<St
         }
     }
     let remote = Remote::open(&config, &reference, &access(call, words, &reference)?)?;
-    let name = parse(spec)?;
     let mut said = Said(call);
     let pulled = if is_elsewhere {
+        let name = parse(spec)?;
         remote.fetch_as(&config, store, &name, reference.to_string(), &mut said)?
     } else {
         remote.fetch(&config, store, &mut said)?
