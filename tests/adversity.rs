@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use support::disk::{Disk, EXT4, FEW_INODES, Kind, XFS};
+use support::disk::{Disk, EXT4, FEW_INODES, FailingDisk, Kind, XFS};
 use support::images::{Image, Layer};
 use support::scene::Scene;
 use support::whole::{C, State, assert_whole};
@@ -362,10 +362,11 @@ fn try_without_room(is_inodes: bool) {
             refused += 1;
             let said = error_of(&case, &output);
             assert!(
-                // A service that finds no room says so in its own words.
+                // systemd and a service that find no room say so in their own words.
                 [
                     "No space left on device",
                     "no free inodes",
+                    "systemd: enable web.service",
                     "could not start web.service"
                 ]
                 .iter()
@@ -402,24 +403,30 @@ fn no_inodes_are_one_error_and_change_nothing() {
     try_without_room(true);
 }
 
+const SIGBUS: i32 = 7;
+
 /// Every verb, on a disk that fails when it has taken so many bytes more: what was synced before is there afterwards,
 /// and the host that boots from it is as before or as after the verb.
-fn try_failing(kind: &Kind) {
+fn try_failing(kind: &'static Kind) {
     let scratch = Scratch::new("failing");
-    let disk = Disk::failing(&scratch, kind);
+    let Some(disk) = FailingDisk::new(&scratch, kind) else {
+        println!("not tried: this kernel has no disks that can be made to fail");
+        return;
+    };
     let mut scene = Scene::new(Host::boot_on(&disk.mount));
     scene.host.add_recovery();
+    scene.install();
     let moments: &[u64] = if is_torture() {
-        &[0, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096]
+        &[0, 16, 32, 64, 128, 256, 512, 768, 1024, 2048]
     } else {
-        &[128, 1024]
+        &[0, 16]
     };
     let verbs = if is_torture() {
         &VERBS[..]
     } else {
         &["update"]
     };
-    let (mut tried, mut refused) = (0, 0);
+    let (mut tried, mut refused, mut died) = (0, 0, 0);
     for verb in verbs {
         for moment in moments {
             let words = scene.prepare(verb);
@@ -429,12 +436,17 @@ fn try_failing(kind: &Kind) {
             let output = scene.host.atomic(&words);
             let case = format!("{verb}, {} fails after {moment} KB", kind.name);
             tried += 1;
-            let said = (output.code() != 0).then(|| error_of(&case, &output));
+            // The program itself is on that disk as well, and dies where a part of it cannot be read.
+            let is_dead = output.status.signal() == Some(SIGBUS) || output.code() == 128 + SIGBUS;
+            if is_dead {
+                println!("| {case} | dies of SIGBUS |");
+                died += 1;
+            }
+            let said = (output.code() != 0 && !is_dead).then(|| error_of(&case, &output));
             if let Some(said) = &said {
                 refused += 1;
                 let is_told = [
                     "Input/output error",
-                    "No space left on device",
                     "Read-only file system",
                     "Structure needs cleaning",
                 ]
@@ -445,7 +457,7 @@ fn try_failing(kind: &Kind) {
                 assert!(is_told || is_theirs, "{case}: {said}");
             }
             scene = scene.rebooted(|| {
-                disk.mend(kind);
+                disk.mend();
                 Host::boot_on(&disk.mount)
             });
             let recovered = scene.host.atomic("recover");
@@ -456,14 +468,22 @@ fn try_failing(kind: &Kind) {
                 recovered.err()
             );
             assert_whole(&scene.host, scene.port, &case);
-            let is_done =
-                |said: &String| said.contains("is done but for what is tidied up after it");
+            // What could neither be done nor undone then was brought to one end or the other at the boot.
+            let is_either = |said: &str| {
+                [
+                    "is done but for what is tidied up",
+                    "and returning to the state before failed",
+                ]
+                .iter()
+                .any(|text| said.contains(text))
+            };
             let now = State::of(&scene.host);
             match said {
+                _ if is_dead => {}
                 // What is told to be done lasts, on this disk as well.
                 None if matches!(*verb, "repair" | "prune") => {}
                 None => assert_ne!(now, before, "{case}"),
-                Some(said) if is_done(&said) => {}
+                Some(said) if is_either(&said) => {}
                 Some(_) => {
                     assert_eq!(now.container, before.container, "{case}");
                     assert!(
@@ -487,10 +507,10 @@ fn try_failing(kind: &Kind) {
         }
     }
     println!(
-        "{}: {tried} tries, {refused} of them on a disk that failed",
+        "{}: {tried} tries, {refused} of them on a disk that failed, {died} without a word",
         kind.name
     );
-    assert!(refused > 0);
+    assert!(refused + died > 0);
     drop(scene);
     drop(disk);
 }
