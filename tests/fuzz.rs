@@ -1,6 +1,6 @@
 //! Bytes that anybody may have written, changed at random: nothing panics, and what is promised holds. For a few
-//! seconds each here, for ten minutes in `make torture`; `fuzz/` has the same targets for a fuzzer that is guided by
-//! what it reaches.
+//! seconds each here, a minute where continuous integration runs (`CI`), ten in `make torture`; `fuzz/` has the same
+//! targets for a fuzzer that is guided by what it reaches.
 //!
 //! What was once found, and what is to begin with, is in `tests/corpus/TARGET/`.
 
@@ -16,6 +16,7 @@ use support::targets::{TARGETS, Target, names};
 use support::{Place, Random, Said as _, Scratch, is_torture, must, program};
 
 const SHORT: Duration = Duration::from_secs(8);
+const OF_CI: Duration = Duration::from_mins(1);
 const LONG: Duration = Duration::from_mins(10);
 /// Longer inputs are of no further use.
 const MAX_BYTES: usize = 16 * 1024;
@@ -88,12 +89,23 @@ fn put_sums_right(bytes: &mut [u8], random: &mut Random) {
     }
 }
 
+/// For how long all targets are tried.
+fn span() -> Duration {
+    if is_torture() {
+        LONG
+    } else if std::env::var_os("CI").is_some() {
+        OF_CI
+    } else {
+        SHORT
+    }
+}
+
 fn fuzz(target: &Target, random: &mut Random) -> u64 {
     let all = corpus(target);
     for bytes in &all {
         (target.run)(bytes);
     }
-    let end = Instant::now() + if is_torture() { LONG } else { SHORT };
+    let end = Instant::now() + span();
     let mut executions = 0;
     while Instant::now() < end {
         for _ in 0..200 {

@@ -7,6 +7,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -516,11 +517,11 @@ fn layout(at: &Path, change: impl FnOnce(&mut Value, &mut Value)) {
     std::fs::write(at.join("index.json"), index.to_string()).unwrap();
 }
 
-type Change = Box<dyn FnOnce(&mut Value, &mut Value)>;
+type Change = Box<dyn FnOnce(&mut Value, &mut Value) + Send>;
 
 /// Images whose JSON is wrong.
 fn documents() -> Vec<(&'static str, Change)> {
-    fn change(what: impl FnOnce(&mut Value, &mut Value) + 'static) -> Change {
+    fn change(what: impl FnOnce(&mut Value, &mut Value) + Send + 'static) -> Change {
         Box::new(what)
     }
     vec![
@@ -673,111 +674,141 @@ fn run(place: &Place, what: &str, words: &[&str]) -> (Duration, bool) {
     (took, output.code() == 0)
 }
 
-#[test]
-fn hostile_images_are_refused_or_harmless_within_limits() {
-    let place = Place::new("hostile");
-    let victim = place.path("victim");
-    std::fs::create_dir(&victim).unwrap();
-    std::fs::write(victim.join("f"), "of the host").unwrap();
-    std::fs::write(place.path("config.toml"), "max_layer_bytes = 200000000\n").unwrap();
-    let outside = victim.display().to_string();
-    let before = watched(&victim);
-    let (mut cases, mut taken, mut made) = (0, 0, 0);
-    let mut slowest = (Duration::ZERO, "");
-    let mut check = |what: &'static str, at: &Path| {
-        cases += 1;
-        let plain = format!("oci:{}", at.display());
-        let root = place.path("root");
-        for words in [
-            vec!["pull", &plain],
-            vec!["bootstrap", "--quiet", "--force", &plain, "./root"],
-            vec!["archive", "save", &plain, "./saved"],
-            // This mode changes files and links of the tree.
-            vec!["rootless", "create", "--mode", "F1", &plain],
-        ] {
-            let (took, is_taken) = run(&place, what, &words);
-            println!("{took:?} {is_taken} {} {what}", words[0]);
-            if took > slowest.0 {
-                slowest = (took, what);
-            }
-            taken += u32::from(is_taken && words[0] == "pull");
-            made += u32::from(is_taken && words[0] == "rootless");
-            let after = watched(&victim);
-            assert!(
-                after == before,
-                "{what}: {words:?}: {}",
-                difference(&after, &before)
-            );
-        }
-        if root.exists() {
-            let found = must(
-                Command::new("find")
-                    .arg(&root)
-                    .arg("-samefile")
-                    .arg(victim.join("f")),
-            );
-            assert!(found.is_empty(), "{what}: {found}");
-        }
-        for made in [
-            root.as_path(),
-            &place.path("saved"),
-            &place.path("home"),
-            at,
-        ] {
-            let _ = std::fs::remove_dir_all(made);
-        }
-    };
-    let at = place.path("layout");
-    for (what, layers) in layers(&outside) {
-        layers
-            .into_iter()
-            .fold(Image::new(), Image::layer)
-            .write(&at);
-        check(what, &at);
+/// An image, which is made in an empty directory.
+type Case = (&'static str, Box<dyn FnOnce(&Path) + Send>);
+
+fn cases(outside: &str) -> Vec<Case> {
+    let mut out: Vec<Case> = Vec::new();
+    for (what, layers) in layers(outside) {
+        let image = layers.into_iter().fold(Image::new(), Image::layer);
+        let make = move |at: &Path| {
+            image.write(at);
+        };
+        out.push((what, Box::new(make)));
     }
     for (what, change) in documents() {
-        layout(&at, change);
-        check(what, &at);
+        out.push((what, Box::new(move |at| layout(at, change))));
     }
     // Indexes of indexes (GO-2026-6597), and one of 20 MB.
     for (what, width) in [
         ("an index of itself and indexes", 3),
         ("an index of 100 000", 100_000),
     ] {
-        layout(&at, |_, _| {});
-        let mut inner: Value =
-            serde_json::from_slice(&std::fs::read(at.join("index.json")).unwrap()).unwrap();
-        for _ in 0..20 {
-            let (digest, size) = put(&at, inner.to_string().as_bytes());
-            let one = json!({"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": size});
-            inner = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": vec![one; 3]});
-        }
-        inner["manifests"] = vec![inner["manifests"][0].clone(); width].into();
-        std::fs::write(at.join("index.json"), inner.to_string()).unwrap();
-        check(what, &at);
+        out.push((what, Box::new(move |at| indexes(at, width))));
     }
+    out
+}
+
+fn indexes(at: &Path, width: usize) {
+    layout(at, |_, _| {});
+    let mut inner: Value =
+        serde_json::from_slice(&std::fs::read(at.join("index.json")).unwrap()).unwrap();
+    for _ in 0..20 {
+        let (digest, size) = put(at, inner.to_string().as_bytes());
+        let one = json!({"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": size});
+        inner = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": vec![one; 3]});
+    }
+    inner["manifests"] = vec![inner["manifests"][0].clone(); width].into();
+    std::fs::write(at.join("index.json"), inner.to_string()).unwrap();
+}
+
+#[derive(Default)]
+struct Found {
+    cases: u32,
+    taken: u32,
+    made: u32,
+    slowest: (Duration, &'static str),
+}
+
+/// Every verb on one image, with what may not change beside, and how that is.
+fn check(place: &Place, (victim, before): (&Path, &str), (what, make): Case, found: &Mutex<Found>) {
+    let (at, root) = (place.path("layout"), place.path("root"));
+    make(&at);
+    found.lock().unwrap().cases += 1;
+    let plain = format!("oci:{}", at.display());
+    for words in [
+        vec!["pull", &plain],
+        vec!["bootstrap", "--quiet", "--force", &plain, "./root"],
+        vec!["archive", "save", &plain, "./saved"],
+        // This mode changes files and links of the tree.
+        vec!["rootless", "create", "--mode", "F1", &plain],
+    ] {
+        let (took, is_taken) = run(place, what, &words);
+        println!("{took:?} {is_taken} {} {what}", words[0]);
+        let mut found = found.lock().unwrap();
+        if took > found.slowest.0 {
+            found.slowest = (took, what);
+        }
+        found.taken += u32::from(is_taken && words[0] == "pull");
+        found.made += u32::from(is_taken && words[0] == "rootless");
+        drop(found);
+        let after = watched(victim);
+        assert!(
+            after == before,
+            "{what}: {words:?}: {}",
+            difference(&after, before)
+        );
+    }
+    if root.exists() {
+        let found = must(
+            Command::new("find")
+                .arg(&root)
+                .arg("-samefile")
+                .arg(victim.join("f")),
+        );
+        assert!(found.is_empty(), "{what}: {found}");
+    }
+    for made in [root, place.path("saved"), place.path("home"), at] {
+        let _ = std::fs::remove_dir_all(made);
+    }
+}
+
+#[test]
+fn hostile_images_are_refused_or_harmless_within_limits() {
+    // Two at a time, each with stores of its own.
+    let places = ["hostile"; 2].map(Place::new);
+    for place in &places {
+        std::fs::write(place.path("config.toml"), "max_layer_bytes = 200000000\n").unwrap();
+    }
+    let victim = places[0].path("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("f"), "of the host").unwrap();
+    let before = watched(&victim);
+    let queue = Mutex::new(cases(&victim.display().to_string()).into_iter());
+    let found = Mutex::new(Found::default());
+    std::thread::scope(|scope| {
+        for place in &places {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap().next();
+                    let Some(case) = next else {
+                        return;
+                    };
+                    check(place, (&victim, &before), case, &found);
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap();
     println!(
-        "{cases} hostile images, {taken} of them harmless and taken, 0 escapes, 0 limits overrun; slowest: {:?}, {}",
-        slowest.0, slowest.1
+        "{} hostile images, {} of them harmless and taken, 0 escapes, 0 limits overrun; slowest: {:?}, {}",
+        found.cases, found.taken, found.slowest.0, found.slowest.1
     );
     assert!(
-        taken > 10 && made > 10,
+        found.taken > 10 && found.made > 10,
         "hardly anything was taken: is it refused for what it is?"
     );
-    // The store is whole, and takes a good image.
-    let repo = place.path("store/.storage/ostree");
-    must(
-        Command::new("ostree")
-            .args(["fsck", "--quiet"])
-            .arg(format!("--repo={}", repo.display())),
-    );
-    layout(&at, |_, _| {});
-    assert!(
-        run(
-            &place,
-            "a good one",
-            &["pull", &format!("oci:{}", at.display())]
-        )
-        .1
-    );
+    // The stores are whole, and take a good image.
+    for place in &places {
+        let repo = place.path("store/.storage/ostree");
+        must(
+            Command::new("ostree")
+                .args(["fsck", "--quiet"])
+                .arg(format!("--repo={}", repo.display())),
+        );
+        let at = place.path("layout");
+        layout(&at, |_, _| {});
+        let good = format!("oci:{}", at.display());
+        assert!(run(place, "a good one", &["pull", &good]).1);
+    }
 }

@@ -18,7 +18,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use support::{Host, Random, Said as _, is_torture, must};
 
 /// How many plans are tried, each with a failure at each of its steps.
-const PLANS: usize = 10;
+const PLANS: usize = 6;
 /// The same in `make torture`.
 const MANY_PLANS: usize = 150;
 /// Says to the test below how many, and that it is where it may change things.
