@@ -247,12 +247,7 @@ impl World {
         match (random.below(4), plan.to) {
             (0, _) => return,
             (1, _) if replaces => {
-                plan.switch.push(Step::RemoveFile {
-                    target: target.clone(),
-                });
-                plan.close.push(Step::DropFile {
-                    target: target.clone(),
-                });
+                remove(plan, target.clone());
                 if random.below(2) == 0 {
                     let path = target.parent().unwrap().to_owned();
                     plan.close.push(Step::RemoveEmptyDir { path });
@@ -282,13 +277,7 @@ impl World {
                 mode: 0o644,
             }),
         }
-        plan.switch.push(Step::PlaceFile {
-            target: target.clone(),
-            replaces,
-        });
-        if replaces {
-            plan.close.push(Step::DropFile { target });
-        }
+        place(plan, target, replaces);
     }
 
     fn add_unit(&mut self, plan: &mut Plan) {
@@ -299,10 +288,7 @@ impl World {
             if plan.was_enabled {
                 plan.stop.push(Step::Disable { unit });
             }
-            plan.switch.push(Step::RemoveFile {
-                target: target.clone(),
-            });
-            plan.close.push(Step::DropFile { target });
+            remove(plan, target);
             return;
         }
         let content = format!(
@@ -314,13 +300,7 @@ impl World {
             content,
             mode: 0o644,
         });
-        plan.switch.push(Step::PlaceFile {
-            target: target.clone(),
-            replaces,
-        });
-        if replaces {
-            plan.close.push(Step::DropFile { target });
-        }
+        place(plan, target, replaces);
         plan.prove.push(if plan.was_enabled {
             Step::Reenable { unit }
         } else {
@@ -389,6 +369,24 @@ impl World {
 fn will_be_there(plan: &Plan, directory: &Utf8Path) -> bool {
     let makes = |step: &Step| matches!(step, Step::MakeDirectory { path, .. } if path == directory);
     directory.is_dir() || plan.stage.iter().any(makes)
+}
+
+/// What is staged goes into place.
+fn place(plan: &mut Plan, target: Utf8PathBuf, replaces: bool) {
+    let staged = target.clone();
+    plan.switch.push(Step::PlaceFile {
+        target: staged,
+        replaces,
+    });
+    if replaces {
+        plan.close.push(Step::DropFile { target });
+    }
+}
+
+fn remove(plan: &mut Plan, target: Utf8PathBuf) {
+    let there = target.clone();
+    plan.switch.push(Step::RemoveFile { target: there });
+    plan.close.push(Step::DropFile { target });
 }
 
 /// A directory that is there becomes another one; one that is not there may become.

@@ -122,18 +122,18 @@ fn bring(
         let tree = store.image_tree(&image)?;
         return store.copy_out(&tree, directory);
     }
-    let lower = match (image, container_rootfs(config, &request.source)?) {
-        (Some((store, image)), _) => {
-            let tree = store.image_tree(&image)?;
-            store.check_out_as(&tree, record, "lower")?;
-            record.join("lower")
-        }
-        (None, Some(rootfs)) => rootfs,
-        (None, None) => fail!(
+    let lower = if let Some((store, image)) = image {
+        let tree = store.image_tree(&image)?;
+        store.check_out_as(&tree, record, "lower")?;
+        record.join("lower")
+    } else if let Some(rootfs) = container_rootfs(config, &request.source)? {
+        rootfs
+    } else {
+        fail!(
             Kind::NotFound,
             "The container '{}' doesn't exist",
             request.source
-        ),
+        );
     };
     let writable = request.options.iter().any(|option| option == "rw");
     let flags: Vec<&str> = request
